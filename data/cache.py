@@ -1,0 +1,268 @@
+"""Decoded images: how one is read, and how all of them are kept so that no epoch after the first decodes again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from utils.errors import UserError
+
+# OpenCV runs in the thread that calls it: parallel loading comes from workers, and in the trainer's own process a
+# second pool of threads would fight OpenMP's for the cores.
+cv2.setNumThreads(0)
+
+CACHE_MODES = ("ram", "disk")
+FORMAT = 1  # part of every cache file's key: raise it when load_image gives other pixels
+CHUNK = 2048  # images given to the decoding threads at a time
+
+
+class ImageList(Protocol):
+    """What the cache needs of an index."""
+
+    sizes: np.ndarray  # int32 [N, 2]: width, height of the upright image
+
+    def __len__(self) -> int: ...
+
+    def path(self, i: int) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+
+def cache_root() -> Path:
+    """The folder of everything that we keep between runs: `$LOCKSTEP_CACHE`, else `~/.cache/lockstep`."""
+    return Path(os.environ.get("LOCKSTEP_CACHE") or Path.home() / ".cache" / "lockstep")
+
+
+def resized_sizes(sizes: np.ndarray, imgsz: int) -> np.ndarray:
+    """Width and height `[..., 2]` once the long side is `imgsz`: exact integers, halves rounded up, at least 1 px."""
+    sizes = np.asarray(sizes, np.int64)
+    longest = sizes.max(-1, keepdims=True)
+    return np.maximum((2 * sizes * imgsz + longest) // (2 * longest), 1)
+
+
+def load_image(path: str | os.PathLike[str], imgsz: int) -> np.ndarray:
+    """Read an image, upright by its EXIF tag, with its long side resized to `imgsz`.
+
+    Returns uint8 `[h, w, 3]`, RGB. Raises `UserError` naming the file where it can't be read as an image.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)  # not cv2.imread: it can't open every file name on every system
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(f"{path}: not an image that OpenCV can decode ({data.size} bytes)")
+    height, width = image.shape[:2]
+    size = tuple(resized_sizes(np.array([width, height]), imgsz).tolist())
+    if size != (width, height):
+        shrinks = max(width, height) > imgsz
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def load_indexed(images: ImageList, i: int, imgsz: int) -> np.ndarray:
+    """`load_image` of image `i` of an index; `UserError` where its shape isn't the one that the index knows."""
+    image = load_image(images.path(i), imgsz)
+    width, height = resized_sizes(images.sizes[i], imgsz)
+    if image.shape[:2] != (height, width):
+        wide, high = images.sizes[i]
+        raise UserError(f"{images.path(i)}: the image changed: its labels were read for one of {wide}×{high} pixels")
+    return image
+
+
+class ImageCache:
+    """All images of an index as `load_image` gives them, in one mapped file that every process shares.
+
+    `cache[i]` is a read-only uint8 `[h, w, 3]` view. What is pickled for a worker is the file's path, never pixels.
+    """
+
+    def __init__(self, path: str, sizes: np.ndarray) -> None:
+        """`path`: the file; `sizes`: int `[N, 2]`, width and height of the kept images."""
+        self._path = path
+        self._sizes = sizes
+        self._offsets = _offsets(sizes)
+        self._bytes = _map(path, "r")
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        width, height = self._sizes[i]
+        return self._bytes[self._offsets[i] : self._offsets[i + 1]].reshape(height, width, 3)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self._path, "sizes": self._sizes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+
+def build_cache(images: ImageList, imgsz: int, mode: str) -> ImageCache:
+    """Decode all images once, into memory (`ram`) or into a file under `cache_root()` that the next run reuses (`disk`).
+
+    Raises `UserError` where memory or disk is too short, or an image can't be read.
+    """
+    if mode not in CACHE_MODES:
+        raise ValueError(f"cache mode {mode!r} is none of {CACHE_MODES}")
+    sizes = resized_sizes(images.sizes, imgsz)
+    return _ram_cache(images, imgsz, sizes) if mode == "ram" else _disk_cache(images, imgsz, sizes)
+
+
+def _ram_cache(images: ImageList, imgsz: int, sizes: np.ndarray) -> ImageCache:
+    size = int(_offsets(sizes)[-1])
+    free = available_memory()
+    if free is not None and size > 0.9 * free:
+        raise UserError(
+            f"--cache ram: {len(images)} images need {_in_words(size)} of memory, {_in_words(free)} are free: "
+            "use --cache disk, a smaller --imgsz, or no --cache"
+        )
+    path, release = _memory_file(size)
+    try:
+        _fill(images, imgsz, path, sizes, "memory")
+        cache = ImageCache(path, sizes)
+    except BaseException:
+        release()
+        raise
+    weakref.finalize(cache, release)
+    return cache
+
+
+def _disk_cache(images: ImageList, imgsz: int, sizes: np.ndarray) -> ImageCache:
+    folder = cache_root() / "images"
+    path = folder / f"{_cache_key(images, imgsz)}.rgb"
+    size = int(_offsets(sizes)[-1])
+    if path.is_file() and path.stat().st_size == max(size, 1):
+        print(f"image cache: {len(images)} images, {_in_words(size)}, reused from {path}", flush=True)
+        return ImageCache(str(path), sizes)
+    partial = folder / f"{path.name}.{os.getpid()}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if size > 0.98 * free:
+            raise UserError(
+                f"--cache disk: {len(images)} images need {_in_words(size)} in {folder}, {_in_words(free)} are free: "
+                "set LOCKSTEP_CACHE to a folder with room, use a smaller --imgsz, or no --cache"
+            )
+        _reserve(partial, max(size, 1))
+        _fill(images, imgsz, str(partial), sizes, str(folder))
+        os.replace(partial, path)  # another run that asked for the same cache wrote the same bytes
+    except OSError as error:
+        raise UserError(f"--cache disk: can't write {folder}: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return ImageCache(str(path), sizes)
+
+
+def _fill(images: ImageList, imgsz: int, path: str, sizes: np.ndarray, where: str) -> None:
+    """Decode every image into the file's place for it, on all cores that this process may use."""
+    offsets = _offsets(sizes)
+    print(f"image cache: decoding {len(images)} images, {_in_words(offsets[-1])}, into {where}", flush=True)
+    begin = time.perf_counter()
+    block = _map(path, "r+")
+
+    def load(i: int) -> None:
+        block[offsets[i] : offsets[i + 1]] = load_indexed(images, i, imgsz).reshape(-1)
+
+    with ThreadPoolExecutor(min(_cores(), 16)) as pool:
+        for first in range(0, len(images), CHUNK):
+            for _ in pool.map(load, range(first, min(first + CHUNK, len(images)))):
+                pass
+    if isinstance(block.base, np.memmap):
+        block.base.flush()
+    print(f"image cache: filled in {time.perf_counter() - begin:.1f} s", flush=True)
+
+
+def _cache_key(images: ImageList, imgsz: int) -> str:
+    """The labels' digest, the image size and every file's path, size and time: an edited image is another cache."""
+    digest = hashlib.sha256(f"{FORMAT} {cv2.__version__} {imgsz} {images.digest}".encode())
+    for i in range(len(images)):
+        path = images.path(i)
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
+        digest.update(f"\0{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def _memory_file(size: int) -> tuple[str, Any]:
+    """A file in memory that other processes of this user can map: (path, function that gives the memory back)."""
+    if hasattr(os, "memfd_create"):
+        # Anonymous memory with a path: not bounded by /dev/shm (64 MB in many containers), and the kernel frees it
+        # when the last process that maps it ends, however it ends.
+        descriptor = os.memfd_create("lockstep-images")
+        os.ftruncate(descriptor, max(size, 1))
+        return f"/proc/{os.getpid()}/fd/{descriptor}", lambda: os.close(descriptor)
+    descriptor, path = tempfile.mkstemp(prefix="lockstep-images-")
+    os.ftruncate(descriptor, max(size, 1))
+    os.close(descriptor)
+    owner = os.getpid()
+    return path, lambda: Path(path).unlink(missing_ok=True) if os.getpid() == owner else None
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of `size` bytes with its blocks reserved: writing through a map to a full disk would be a bus error."""
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
+def _map(path: str, mode: str) -> np.ndarray:
+    return np.asarray(np.memmap(path, np.uint8, mode))  # a plain array: slicing a memmap object is slow
+
+
+def _offsets(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(3 * sizes[:, 0] * sizes[:, 1])])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _in_words(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def available_memory() -> int | None:
+    """Bytes that can be taken without swapping, within the control group's limit; None where that isn't known."""
+    return min(_memory_limits(), default=None)
+
+
+def _memory_limits() -> Iterator[int]:
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        yield 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        limit = int((group / "memory.max").read_text())  # "max" where there is none: a ValueError
+        lines = (group / "memory.stat").read_text().splitlines()
+        reclaimable = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        yield limit - int((group / "memory.current").read_text()) + reclaimable
+
+
+AUTO_SHARE = 0.1  # of the free memory that is taken unasked
+
+
+def auto_cache(images: Sequence[ImageList], imgsz: int) -> str | None:
+    """Return 'ram' where all decoded images together take less than a tenth of the free memory, else None."""
+    size = sum(int(_offsets(resized_sizes(one.sizes, imgsz))[-1]) for one in images)
+    free = available_memory()
+    return "ram" if free is not None and size < AUTO_SHARE * free else None

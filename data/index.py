@@ -1,0 +1,180 @@
+"""The labels of a whole split in a few flat arrays: a million images cost the same each as a thousand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from data.cache import cache_root
+from data.config import DataConfig
+from data.formats import Fault, Record, iter_split, split_files
+
+FORMAT = 1  # part of every cached index's key: raise it when the readers give other arrays
+ARRAYS = ("paths", "path_offsets", "sizes", "boxes", "classes", "crowd", "areas", "offsets")
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Images and objects of a split, images in order of their path; the arrays can't be written to.
+
+    root: the folder that the paths are relative to.
+    paths: uint8 [P], all paths after one another, UTF-8. path_offsets: int64 [N + 1]. sizes: int32 [N, 2], (w, h) px.
+    boxes: float32 [T, 4], corners in pixels of the upright image. classes: int32 [T]. crowd: bool [T].
+    areas: float32 [T], square pixels. offsets: int64 [N + 1]: image i has the objects offsets[i] to offsets[i + 1].
+    """
+
+    root: str
+    paths: np.ndarray
+    path_offsets: np.ndarray
+    sizes: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    crowd: np.ndarray
+    areas: np.ndarray
+    offsets: np.ndarray
+
+    def __post_init__(self) -> None:
+        for key in ARRAYS:
+            getattr(self, key).flags.writeable = False
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def name(self, i: int) -> str:
+        """The path of image i relative to the root, with `/`."""
+        return os.fsdecode(self.paths[self.path_offsets[i] : self.path_offsets[i + 1]].tobytes())
+
+    def path(self, i: int) -> str:
+        return os.path.normpath(os.path.join(self.root, self.name(i)))
+
+    def labels(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """(classes int32 [n], boxes float32 [n, 4]) of image i, views."""
+        own = slice(self.offsets[i], self.offsets[i + 1])
+        return self.classes[own], self.boxes[own]
+
+    @property
+    def backgrounds(self) -> int:
+        """The number of images without an object."""
+        return int((np.diff(self.offsets) == 0).sum())
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256, in hexadecimal, of all that is here but the root: the same data elsewhere has the same."""
+        digest = hashlib.sha256()
+        for key in ARRAYS:
+            array = np.ascontiguousarray(getattr(self, key))
+            digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(array.data)
+        return digest.hexdigest()
+
+
+def pack(root: str, records: Iterable[Record]) -> Index:
+    """Put records into an index; they may come one at a time and aren't kept."""
+    names: list[bytes] = []
+    sizes: list[tuple[int, int]] = []
+    parts: dict[str, list[np.ndarray]] = {"boxes": [], "classes": [], "crowd": [], "areas": []}
+    counts: list[int] = []
+    for record in records:
+        names.append(os.fsencode(record.name))
+        sizes.append((record.width, record.height))
+        counts.append(len(record.boxes))
+        for key, arrays in parts.items():
+            arrays.append(getattr(record, key))
+    empty = {"boxes": np.zeros((0, 4), np.float32), "classes": np.zeros(0, np.int32)}
+    empty |= {"crowd": np.zeros(0, bool), "areas": np.zeros(0, np.float32)}
+    return Index(
+        root=root,
+        paths=np.frombuffer(b"".join(names), np.uint8).copy(),
+        path_offsets=_offsets([len(name) for name in names]),
+        sizes=np.array(sizes, np.int32).reshape(-1, 2),
+        offsets=_offsets(counts),
+        **{key: np.concatenate([empty[key], *arrays]) for key, arrays in parts.items()},
+    )
+
+
+def build_index(config: DataConfig, split: str, cache: bool = True) -> tuple[Index, list[Fault]]:
+    """Read a split's labels, or take what was read the last time if no file has changed since.
+
+    The cached copy lies in our own cache folder, never beside the data.
+    Raises `UserError` where the split can't be read, or has no images or no boxes.
+    """
+    key = _key(config, split) if cache else ""
+    file = _cache_file(config, split)
+    kept = _load(file, key, config) if cache else None
+    if kept is not None:
+        return kept
+    faults: list[Fault] = []
+
+    def records() -> Iterable[Record]:
+        for record, found in iter_split(config, split):
+            faults.extend(found)
+            if record is not None:
+                yield record
+
+    index = pack(str(config.root), records())
+    if cache:
+        _save(file, key, index, faults)
+    return index, faults
+
+
+def _offsets(counts: list[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64)
+
+
+def _identity(config: DataConfig, split: str) -> str:
+    return repr(
+        (FORMAT, str(config.root), config.label_names, config.single_cls, config.keypoints, config.split(split).sources)
+    )
+
+
+def _cache_file(config: DataConfig, split: str) -> Path:
+    short = hashlib.sha256(f"{config.file} {_identity(config, split)}".encode()).hexdigest()[:12]
+    return cache_root() / "index" / f"{config.file.stem}-{split}-{short}.npz"
+
+
+def _key(config: DataConfig, split: str) -> str:
+    """A hash of what the yaml says and of path, size and time of every file that was, or could be, read."""
+    digest = hashlib.sha256(_identity(config, split).encode(errors="surrogateescape"))
+    for path in split_files(config, split):
+        try:
+            stat = os.stat(path)
+            state = f"{stat.st_size} {stat.st_mtime_ns}"
+        except OSError:
+            state = "absent"
+        digest.update(f"\0{path}\0{state}".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _load(file: Path, key: str, config: DataConfig) -> tuple[Index, list[Fault]] | None:
+    try:
+        with np.load(file, allow_pickle=False) as data:
+            if str(data["key"]) != key:
+                return None
+            index = Index(root=str(config.root), **{name: data[name] for name in ARRAYS})
+            return index, [Fault(*row) for row in json.loads(str(data["faults"]))]
+    except Exception:  # none yet, or one damaged in whatever way: what it holds can be read again
+        return None
+
+
+def _save(file: Path, key: str, index: Index, faults: list[Fault]) -> None:
+    rows = json.dumps([(fault.file, fault.where, fault.text) for fault in faults])
+    arrays = {name: getattr(index, name) for name in ARRAYS}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".part")
+    except OSError:
+        return  # a cache that can't be written is only slower
+    try:
+        with os.fdopen(handle, "wb") as target:
+            np.savez(target, key=np.array(key), faults=np.array(rows), **arrays)
+        os.replace(temporary, file)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,212 @@
+"""Samples to batches: the order of an epoch, worker processes, and batches of one picture size."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.dataset import DetectionDataset, Sample, SampleKey
+from utils.errors import UserError
+from utils.seed import rng
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of one shape with their boxes, padded to the largest number of boxes, which is at least 1."""
+
+    images: Tensor  # uint8 [B, 3, H, W], RGB, in channels-last memory
+    boxes: Tensor  # float32 [B, M, 4], xyxy in pixels; zeros where padding
+    classes: Tensor  # int64 [B, M]; -1 where padding
+    indices: Tensor  # int64 [B]: the images' places in the index
+    letterbox: Tensor  # float32 [B, 4]: gain x, gain y, pad x, pad y, see Sample
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device; the copy runs beside the computation where the memory is pinned."""
+        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory (called by torch's DataLoader)."""
+        return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Make one batch of samples of one shape."""
+    height, width = samples[0].image.shape[1:]
+    size, most = len(samples), max(1, *(len(sample.classes) for sample in samples))
+    # Images are decoded as [H, W, 3]; kept so, nothing is transposed, and convolutions on CPUs and tensor cores are
+    # quicker on channels-last memory.
+    pixels = torch.empty(size, height, width, 3, dtype=torch.uint8)
+    boxes = torch.zeros(size, most, 4)
+    classes = torch.full((size, most), -1, dtype=torch.int64)
+    for i, sample in enumerate(samples):
+        pixels[i] = sample.image.permute(1, 2, 0)
+        boxes[i, : len(sample.boxes)] = sample.boxes
+        classes[i, : len(sample.classes)] = sample.classes
+    indices = torch.tensor([sample.index for sample in samples])
+    return Batch(pixels.permute(0, 3, 1, 2), boxes, classes, indices, torch.stack([s.letterbox for s in samples]))
+
+
+def resize_batch(batch: Batch, size: int, stride: int = 32) -> Batch:
+    """Resize a batch so that its long side is `size`, both sides multiples of `stride`, with its boxes (bilinear)."""
+    height, width = batch.images.shape[2:]
+    gain = size / max(height, width)
+    new_h, new_w = (max(round(side * gain / stride), 1) * stride for side in (height, width))
+    if (new_h, new_w) == (height, width):
+        return batch
+    resized = F.interpolate(batch.images.float(), (new_h, new_w), mode="bilinear", align_corners=False)
+    scale = torch.tensor([new_w / width, new_h / height] * 2, device=batch.boxes.device)
+    return Batch(
+        resized.round().to(torch.uint8), batch.boxes * scale, batch.classes, batch.indices, batch.letterbox * scale
+    )
+
+
+def multi_scale_size(seed: int, epoch: int, batch: int, imgsz: int, share: float, stride: int) -> int:
+    """The side for one training batch: any multiple of `stride` within ±`share` of `imgsz`, all equally likely."""
+    low = max(-int(-imgsz * (1 - share) // stride), 1)
+    high = max(int(imgsz * (1 + share) // stride), low)
+    return stride * int(rng(seed, "multi_scale", epoch, batch).integers(low, high + 1))
+
+
+class Plan(Sampler[list[SampleKey]]):
+    """The batches of an epoch, as lists of sample keys: a pure function of (seed, epoch, rank).
+
+    All ranks split one order: a batch of every rank together is a batch of one rank that is `world_size` times as
+    large. Where the images don't divide by `world_size`, the first are repeated, so that all ranks have the same
+    number; nothing is dropped. A batch holds pictures of one shape only.
+    """
+
+    def __init__(
+        self, shapes: np.ndarray, batch_size: int, *, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """`shapes`: int `[N, 2]`, the height and width of every sample."""
+        self.seed, self.shuffle, self.rank, self.world_size = seed, shuffle, rank, world_size
+        self.batch_size = batch_size
+        self._group = np.unique(shapes, axis=0, return_inverse=True)[1].reshape(-1)
+        self.epoch = self.start_batch = 0
+
+    def __len__(self) -> int:
+        whole = self.batch_size * self.world_size
+        return int(sum(-(-count // whole) for count in np.bincount(self._group)))
+
+    def batches(self) -> list[np.ndarray]:
+        """Indices of every batch of `epoch` on this rank."""
+        draw = rng(self.seed, "order", self.epoch)
+        count, whole = len(self._group), self.batch_size * self.world_size
+        order = draw.permutation(count) if self.shuffle else np.arange(count)
+        batches = []
+        for group in range(self._group.max(initial=-1) + 1):
+            members = order[self._group[order] == group]
+            members = np.resize(members, -(-len(members) // self.world_size) * self.world_size)
+            batches += [members[first : first + whole] for first in range(0, len(members), whole)]
+        if self.shuffle and self._group.any():
+            batches = [batches[i] for i in draw.permutation(len(batches))]
+        return [batch[self.rank :: self.world_size] for batch in batches]
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for batch in self.batches()[self.start_batch :]:
+            yield [SampleKey(self.epoch, int(i)) for i in batch]
+
+
+class Loader:
+    """Batches of a data set, epoch by epoch, the same for every number of workers and from any batch on.
+
+    Close it when done: workers live from the first epoch on.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        batch_size: int,
+        *,
+        workers: int,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        self._plan = Plan(
+            dataset.shapes(), batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size
+        )
+        self._source = _BatchSource(dataset)
+        self._workers = workers
+        self._torch_loader = self._start(pin_memory and torch.cuda.is_available()) if workers > 0 else None
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Batches `start_batch` … of an epoch. An error of the user's in a worker is raised here as it was there."""
+        self._plan.epoch, self._plan.start_batch = epoch, start_batch
+        if self._torch_loader is None:
+            yield from (self._source.load(keys) for keys in self._plan)
+            return
+        for batch in self._torch_loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """End the workers. A loader that is closed still loads, in this process."""
+        self._torch_loader = None
+
+    def _start(self, pin_memory: bool) -> DataLoader[Batch]:
+        # Forking takes milliseconds and shares the index; spawned workers would import torch for seconds each. It is
+        # safe beside CUDA and OpenMP as long as the child touches neither: it only runs NumPy and OpenCV, without
+        # threads, and torch on the CPU with one thread. Elsewhere the platform's own way is used: all of this pickles.
+        return DataLoader(
+            self._source,
+            batch_size=None,  # an item of the source is a whole batch
+            sampler=self._plan,
+            num_workers=self._workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory,
+            worker_init_fn=_init_worker,
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            generator=torch.Generator(),  # else each epoch would draw from torch's global generator
+            prefetch_factor=2,
+            persistent_workers=True,
+        )
+
+
+class _BatchSource(Dataset[Batch]):
+    """Whole batches by their list of keys."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self._dataset = dataset
+
+    def load(self, keys: list[SampleKey]) -> Batch:
+        return collate([self._dataset[key] for key in keys])
+
+    def __getitem__(self, keys: list[SampleKey]) -> Batch | UserError:
+        try:
+            return self.load(keys)
+        except UserError as error:  # returned: torch would wrap the one line of a raised one in the worker's traceback
+            return UserError(str(error))
+
+
+def _as_it_is(batch: Batch | UserError) -> Batch | UserError:
+    return batch
+
+
+def _init_worker(_: int) -> None:
+    """Run one thread, and leave signals to the trainer: it ends its step and saves before it ends its workers."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C and `timeout` signal the whole process group of the trainer
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_DFL)  # a forked worker has the trainer's handlers

@@ -1,0 +1,39 @@
+"""A model as the command line asks for it: by size, from a checkpoint, or on a torchvision backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.transfer import transfer_weights
+from models.yolo import YOLO, ModelConfig, parse_cfg
+from utils.checkpoint import load_checkpoint, model_weights
+from utils.seed import torch_seeded
+
+TORCHVISION = "torchvision:"
+
+
+def build_model(cfg: str, weights: str, names: tuple[str, ...], seed: int, cfg_given: bool) -> tuple[YOLO, str]:
+    """Build the model and say where its weights come from.
+
+    Args:
+        cfg: `yolo-n` … `yolo-x`.  cfg_given: the user typed it; else a checkpoint's own shape is taken.
+        weights: empty (random), a checkpoint, `torchvision:NAME` (ImageNet weights) or `torchvision:NAME:random`.
+    Raises:
+        UserError: unknown names, unreadable weights.
+    """
+    size = parse_cfg(cfg)
+    if weights.startswith(TORCHVISION):
+        name, _, start = weights.removeprefix(TORCHVISION).partition(":")
+        with torch_seeded(seed, "init"):
+            model = YOLO(ModelConfig(size, len(names), name), pretrained_backbone=start != "random")
+        return model, f"backbone {'random' if start == 'random' else 'ImageNet'} weights, the rest random"
+    if not weights:
+        with torch_seeded(seed, "init"):
+            return YOLO(ModelConfig(size, len(names))), "random weights"
+    content = load_checkpoint(Path(weights))
+    own = ModelConfig(**content["model"])
+    config = ModelConfig(size if cfg_given else own.size, len(names), own.backbone)
+    with torch_seeded(seed, "init"):
+        model = YOLO(config)
+    transfer = transfer_weights(model, model_weights(content), tuple(content["names"]), names)
+    return model, f"{weights}: {transfer}"

@@ -1,0 +1,93 @@
+"""Weights from elsewhere into a model, and parts of a model held still."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.yolo import YOLO
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Which entries of a model's state were taken from a checkpoint, and which were not because names or shapes differ.
+
+    classes: how many class outputs were carried over by name.
+    """
+
+    taken: tuple[str, ...]
+    left: tuple[str, ...]
+    classes: int = 0
+
+    def __str__(self) -> str:
+        text = f"{len(self.taken)} of {len(self.taken) + len(self.left)} tensors transferred"
+        if self.classes:
+            text += f", class outputs of {self.classes} names among them"
+        if self.left:
+            shown = ", ".join(self.left[:3]) + (", …" if len(self.left) > 3 else "")
+            text += f"; new: {shown}"
+        return text
+
+
+def transfer_weights(
+    model: YOLO, weights: dict[str, Tensor], old_names: tuple[str, ...], new_names: tuple[str, ...]
+) -> Transfer:
+    """Copy all weights whose name and shape agree; class outputs are matched by class name.
+
+    Raises:
+        UserError: nothing at all fits.
+    """
+    own = model.state_dict()
+    pairs = [(old_names.index(name), i) for i, name in enumerate(new_names) if name in old_names]
+    outputs = {name for name in own if _is_class_output(name)}
+    taken, left = [], []
+    with torch.no_grad():
+        for name, value in own.items():
+            theirs = weights.get(name)
+            if theirs is not None and theirs.shape == value.shape and (name not in outputs or old_names == new_names):
+                value.copy_(theirs)
+            elif name in outputs and theirs is not None and theirs.shape[1:] == value.shape[1:] and pairs:
+                for old, new in pairs:
+                    value[new].copy_(theirs[old])
+            else:
+                left.append(name)
+                continue
+            taken.append(name)
+    if not taken:
+        raise UserError("--weights: no tensor of the checkpoint fits this model; is --cfg the one it was trained with?")
+    return Transfer(tuple(taken), tuple(left), len(pairs) if old_names != new_names else 0)
+
+
+def _is_class_output(name: str) -> bool:
+    """Is this the last convolution of a class tower (`head.classes.0.2.weight`)?"""
+    parts = name.split(".")
+    return parts[0] == "head" and parts[1] in ("classes", "one_to_one") and parts[3] == "2"
+
+
+def freeze(model: YOLO, what: str) -> list[nn.Module]:
+    """Hold still the whole backbone (`"backbone"`) or its first N stages (`"N"`): no gradients.
+
+    Returns:
+        the modules held still; keep them in eval mode while training (`hold`), so that batch-norm statistics stay too.
+
+    Raises:
+        UserError: more stages than there are.
+    """
+    if not what:
+        return []
+    stages = model.backbone.freezable()
+    count = len(stages) if what == "backbone" else int(what)
+    if count > len(stages):
+        raise UserError(f"--freeze {what}: the backbone has {len(stages)} stages")
+    for stage in stages[:count]:
+        stage.requires_grad_(False)
+    return stages[:count]
+
+
+def hold(frozen: list[nn.Module]) -> None:
+    """Put frozen modules into eval mode again; call after every `model.train()`."""
+    for module in frozen:
+        module.eval()

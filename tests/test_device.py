@@ -1,0 +1,167 @@
+"""utils/device.py: the device that was named or none, and the precision that goes with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from utils.device import Precision, select_device
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """A machine with two CUDA devices, as far as selection can tell; the list takes those that were made current."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    return current
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def native_bf16(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", "cuda:0"), ("0", "cuda:0"), ("1", "cuda:1"), ("cuda:1", "cuda:1"), ("CUDA", "cuda:0"), ("cpu", "cpu")],
+)
+def test_one_process(text: str, expected: str, gpus: list[torch.device]) -> None:
+    device = select_device(text)
+    assert device == torch.device(expected)
+    assert gpus == ([device] if device.type == "cuda" else []), "the device used is the current one"
+
+
+@pytest.mark.parametrize("text", ["", "0,1", "cuda:0,1", " 0, 1 "])
+def test_a_device_for_each_process(text: str, gpus: list[torch.device]) -> None:
+    assert [select_device(text, rank, 2) for rank in (0, 1)] == [torch.device("cuda", 0), torch.device("cuda", 1)]
+
+
+def test_the_order_of_the_list_counts(gpus: list[torch.device]) -> None:
+    assert select_device("1,0", local_rank=0, processes=2) == torch.device("cuda", 1)
+
+
+def test_processes_may_share_the_cpu(no_gpu: None) -> None:
+    assert select_device("", 1, 2) == select_device("cpu", 1, 2) == CPU
+
+
+@pytest.mark.parametrize(
+    ("text", "processes", "words"),
+    [
+        ("2", 1, "sees 2 CUDA device.* allowed here: cpu, 0, 1"),
+        ("0,2", 2, "sees 2 CUDA device"),
+        ("", 3, "--device 2: not there"),
+        ("0,1", 1, "names 2 device.* torchrun --nproc-per-node 2"),
+        ("0", 2, r"names 1 device\(s\) for 2 process"),
+        ("0,0", 2, "not a device"),
+        ("0,", 1, "not a device"),
+        ("-1", 1, "not a device"),
+        ("gpu", 1, "not a device; allowed here: cpu, 0, 1"),
+        ("cuda:x", 1, "not a device"),
+        ("²", 1, "not a device"),
+    ],
+)
+def test_a_device_that_is_not_there(text: str, processes: int, words: str, gpus: list[torch.device]) -> None:
+    with pytest.raises(UserError, match=words):
+        select_device(text, 0, processes)
+
+
+def test_without_cuda_nothing_takes_its_place(no_gpu: None) -> None:
+    assert select_device("") == CPU
+    for text in ("0", "cuda", "cuda:0"):
+        with pytest.raises(UserError, match="sees 0 CUDA device"):
+            select_device(text)
+
+
+def test_metal_is_used_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no Metal device"):
+        select_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert select_device("mps") == torch.device("mps")
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("auto", torch.float32), ("off", torch.float32), ("bf16", torch.bfloat16)])
+def test_precision_on_the_cpu(mode: str, dtype: torch.dtype) -> None:
+    precision = Precision(CPU, mode)
+    with precision.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == precision.dtype == dtype
+    assert not precision.scaler.is_enabled()
+    assert precision.description.startswith({torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype])
+
+
+def test_fp32_means_fp32_within_an_autocast_of_others() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16), Precision(CPU, "off").autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_a_scaler_that_is_off_lets_losses_and_steps_through() -> None:
+    scaler = Precision(CPU).scaler
+    weight = torch.nn.Parameter(torch.tensor(1.0))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    scaler.scale(weight * 3).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert weight.item() == 1.0 - 0.5 * 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "native", "expected", "scaled"),
+    [
+        *(("auto", True, "bf16", False), ("auto", False, "fp16", True), ("fp16", True, "fp16", True)),
+        *(("bf16", True, "bf16", False), ("off", True, "off", False)),
+    ],
+)
+def test_precision_on_cuda(
+    mode: str, native: bool, expected: str, scaled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native_bf16(monkeypatch, native)
+    asked: list[bool] = []
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: asked.append(enabled))
+    assert Precision(torch.device("cuda", 0), mode).mode == expected
+    assert asked == [scaled]
+
+
+def test_precision_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    native_bf16(monkeypatch, False)
+    for device, mode, words in [
+        ("cpu", "fp16", "needs a CUDA device, and this run is on cpu"),
+        ("mps", "bf16", "--amp bf16: not on mps; allowed: off"),
+        ("cuda:0", "bf16", "does not compute in it; allowed: fp16, off"),
+        ("cpu", "fp8", "allowed: auto, off, fp16, bf16"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            Precision(torch.device(device), mode)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("mode", "dtype"), [("fp16", torch.float16), ("off", torch.float32)])
+def test_a_step_on_a_real_device(mode: str, dtype: torch.dtype) -> None:
+    device = select_device("0")
+    precision = Precision(device, mode)
+    layer = torch.nn.Linear(4, 1, device=device)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    before = layer.weight.clone()
+    with precision.autocast():
+        output = layer(torch.ones(2, 4, device=device))
+    assert output.dtype == dtype and precision.scaler.is_enabled() == (mode == "fp16")
+    precision.scaler.scale(output.float().mean()).backward()
+    precision.scaler.step(optimizer)
+    precision.scaler.update()
+    torch.testing.assert_close(layer.weight, before - 0.1)
+
+
+@pytest.mark.cuda
+def test_auto_is_bf16_where_the_device_computes_in_it() -> None:
+    native = torch.cuda.get_device_capability(0) >= (8, 0)
+    assert Precision(select_device("0")).mode == ("bf16" if native else "fp16")

@@ -1,0 +1,224 @@
+"""Downloads from a server of our own on 127.0.0.1: whole or not at all, and nothing outside the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import stat
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data.download import Archive, fetch, fetch_file, unpack
+from utils.errors import UserError
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `files` by path; a str is a redirect to it; of the paths in `short` the second half never comes."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes | str] = {}
+        self.short: set[str] = set()
+        self.asked: list[str] = []
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        content = self.server.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        self.send_response(302 if isinstance(content, str) else 200)
+        if isinstance(content, str):
+            self.send_header("Location", content)
+            self.end_headers()
+            return
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if self.path in self.server.short else content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def zipped(files: dict[str, bytes], mode: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            archive.writestr(info, content)
+    return buffer.getvalue()
+
+
+def tarred(files: dict[str, bytes], kind: bytes = tarfile.REGTYPE, link: str = "", mode: str = "w:gz") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, link, len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_several_archives_become_one_folder(server: Server, tmp_path: Path) -> None:
+    server.files = {
+        "/one.zip": zipped({"top/a/1.txt": b"1", "top/2.txt": b"2"}),
+        "/two.tar": tarred({"top/a/3.txt": b"3", "top/b/4.txt": b"4"}, mode="w"),
+        "/three.tgz": tarred({"x/wanted/5.txt": b"5", "x/other/6.txt": b"6", "x/wanted too/7.txt": b"7"}),
+        "/flat.zip": zipped({"8.txt": b"8", "c/9.txt": b"9"}),
+    }
+    archives = [
+        Archive(server.url("/one.zip")),
+        Archive(server.url("/two.tar")),
+        Archive(server.url("/three.tgz"), folder="x/wanted", to="in/here"),
+        Archive(server.url("/flat.zip"), to="flat"),
+    ]
+    fetch(archives, tmp_path / "new/set", allow_http=True)
+    assert tree(tmp_path) == {
+        "new/set/a/1.txt": b"1",
+        "new/set/2.txt": b"2",
+        "new/set/a/3.txt": b"3",
+        "new/set/b/4.txt": b"4",
+        "new/set/in/here/5.txt": b"5",
+        "new/set/flat/8.txt": b"8",
+        "new/set/flat/c/9.txt": b"9",
+    }
+    with pytest.raises(UserError, match="exists already"):
+        fetch(archives, tmp_path / "new/set", allow_http=True)
+
+
+def test_a_second_try_goes_on_with_what_is_missing(server: Server, tmp_path: Path) -> None:
+    server.files = {"/1.zip": zipped({"a.txt": b"a"}), "/2.zip": zipped({"b.txt": b"b"})}
+    server.short = {"/2.zip"}
+    archives = [Archive(server.url("/1.zip")), Archive(server.url("/2.zip"))]
+    with pytest.raises(UserError, match=r"2.zip: [\d,]+ bytes came where [\d,]+ were to come; try again"):
+        fetch(archives, tmp_path / "set", allow_http=True)
+    assert not (tmp_path / "set").exists()
+    server.short = set()
+    fetch(archives, tmp_path / "set", allow_http=True)
+    assert tree(tmp_path) == {"set/a.txt": b"a", "set/b.txt": b"b"}
+    assert server.asked == ["/1.zip", "/2.zip", "/2.zip"]
+
+
+def test_size_and_sha256_are_checked(server: Server, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 20_000  # several blocks
+    digest = hashlib.sha256(content).hexdigest()
+    server.files = {"/f": content}
+    url = server.url("/f")
+    wrong = [
+        (Archive(url, sha256="0" * 64), f"the sha256 of what came is {digest}, not 000"),
+        (Archive(url, size=len(content) + 1), "5,120,000 bytes came where 5,120,001 were to come"),
+        (Archive(url, size=10), "more than .* bytes came where 10 were to come"),
+        (Archive(url, size=1 << 60), "needs 1152921504.6 GB"),
+    ]
+    for archive, message in wrong:
+        with pytest.raises(UserError, match=message):
+            fetch_file(archive, tmp_path / "f", allow_http=True)
+        assert not (tmp_path / "f").exists()
+    fetch_file(Archive(url, sha256=digest, size=len(content)), tmp_path / "f", allow_http=True)
+    assert tree(tmp_path) == {"f": content}
+
+
+def test_only_https_is_fetched_also_after_a_redirect(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    server.files = {"/f": b"1", "/to_file": f"file://{tmp_path}/secret", "/to_ftp": "ftp://127.0.0.1/x", "/to_f": "/f"}
+    for url in (server.url("/f"), f"file://{tmp_path}/secret", "ftp://127.0.0.1/x", "secret"):
+        with pytest.raises(UserError, match="only https is fetched"):
+            fetch_file(Archive(url), tmp_path / "got")
+    assert not server.asked
+    for path in ("/to_file", "/to_ftp"):
+        with pytest.raises(UserError, match="only https is fetched"):
+            fetch_file(Archive(server.url(path)), tmp_path / "got", allow_http=True)
+    fetch_file(Archive(server.url("/to_f")), tmp_path / "got", allow_http=True)
+    assert (tmp_path / "got").read_bytes() == b"1"
+
+
+def test_a_server_that_is_not_there_or_says_no(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="/none.zip: can't be fetched: Not Found"):
+        fetch([Archive(server.url("/none.zip"))], tmp_path / "set", allow_http=True)
+    with pytest.raises(UserError, match="can't be fetched: .*refused"):
+        fetch([Archive("http://127.0.0.1:9/x.zip")], tmp_path / "set", allow_http=True)
+    assert not (tmp_path / "set").exists()
+
+
+LINK = stat.S_IFLNK | 0o777
+EVIL = {
+    "zip_parent": zipped({"ok.txt": b"1", "../evil.txt": b"1"}),
+    "zip_inner_parent": zipped({"a/../../evil.txt": b"1"}),
+    "zip_absolute": zipped({"/evil.txt": b"1"}),
+    "zip_backslash": zipped({"..\\evil.txt": b"1"}),
+    "zip_drive": zipped({"C:evil.txt": b"1"}),
+    "zip_link": zipped({"evil": b"/etc"}, LINK),
+    "tar_parent": tarred({"../evil.txt": b"1"}),
+    "tar_absolute": tarred({"/evil.txt": b"1"}),
+    "tar_symlink": tarred({"evil": b""}, tarfile.SYMTYPE, "/etc"),
+    "tar_hardlink": tarred({"evil": b""}, tarfile.LNKTYPE, "/etc/passwd"),
+    "tar_device": tarred({"evil": b""}, tarfile.CHRTYPE),
+    "tar_fifo": tarred({"evil": b""}, tarfile.FIFOTYPE),
+}
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_an_archive_that_reaches_outside_is_refused_whole(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(EVIL[name])
+    with pytest.raises(UserError, match="leads out of the archive|is a link or a device"):
+        unpack(tmp_path / "file", tmp_path / "set/in")
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("content", "folder", "message"),
+    [
+        (b"not an archive", "", "file: neither a zip nor a tar archive"),
+        (zipped({"a.txt": b"1" * 1000})[:-30], "", "neither a zip nor|a damaged archive"),
+        (zipped({"a.txt": b"1" * 1000}).replace(b"1" * 1000, b"2" * 1000), "", "a damaged archive"),
+        (tarred({"a.txt": bytes(range(256)) * 99})[:-99], "", "neither a zip nor|a damaged archive"),
+        (zipped({"a/1.txt": b"1"}), "b", "no files in its folder 'b'"),
+        (zipped({}), "", "no files"),
+    ],
+)
+def test_a_damaged_archive_is_said(content: bytes, folder: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        unpack(tmp_path / "file", tmp_path / "set", folder)
+
+
+def test_links_outside_the_wanted_folder_do_no_harm(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        link = tarfile.TarInfo("top/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+        archive.addfile(link)
+        info = tarfile.TarInfo("top/set/a.txt")
+        info.size = 1
+        archive.addfile(info, io.BytesIO(b"1"))
+    (tmp_path / "file").write_bytes(buffer.getvalue())
+    unpack(tmp_path / "file", tmp_path / "set", "top/set")
+    assert tree(tmp_path / "set") == {"a.txt": b"1"} and not (tmp_path / "set/link").exists()

@@ -1,0 +1,56 @@
+"""utils/errors.py: one line for the user, the exit code that goes with it, and no traceback."""
+
+from __future__ import annotations
+
+import pytest
+
+from utils.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USAGE, TrainingDiverged, UserError, run_cli, suggest
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError, 2), (TrainingDiverged, 3)])
+def test_a_fault_of_the_user_is_one_line_and_an_exit_code(
+    error: type[UserError], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise error("my.yaml:3: lr0: 'abc' is not a number")
+
+    with pytest.raises(SystemExit) as caught:
+        run_cli(main)
+    captured = capsys.readouterr()
+    assert caught.value.code == code
+    assert captured.err == "error: my.yaml:3: lr0: 'abc' is not a number\n" and not captured.out
+
+
+def test_a_run_that_ends_well_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    run_cli(lambda: None)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_fault_of_ours_keeps_its_traceback() -> None:
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_cli(main)
+
+
+def test_exit_codes_that_scripts_rely_on() -> None:
+    assert (EXIT_USAGE, EXIT_DIVERGED, EXIT_STOPPED) == (2, 3, 75)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("momentun", "; did you mean 'momentum'?"),
+        ("warmup_epoch", "; did you mean 'warmup_epochs'?"),
+        ("zzz", ""),
+        ("", ""),
+    ],
+)
+def test_the_nearest_spelling(word: str, expected: str) -> None:
+    assert suggest(word, ("momentum", "warmup_momentum", "warmup_epochs")) == expected
+
+
+def test_choices_need_not_be_texts() -> None:
+    assert suggest("121", [12, 120, 345]) in ("; did you mean '12'?", "; did you mean '120'?")
+    assert suggest("12", []) == ""

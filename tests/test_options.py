@@ -1,0 +1,230 @@
+"""utils/options.py: command lines as users of YOLOv5 and YOLOv7 type them, and a word for what does not exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from typing import Any
+
+import pytest
+import yaml
+
+from utils.errors import UserError
+from utils.options import GROUPS, DetectOptions, TrainOptions, ValOptions, flags, parse
+
+ALL = (TrainOptions, ValOptions, DetectOptions)
+TRAIN_FLAGS = """--weights --cfg --data --hyp --epochs --batch-size --batch --imgsz --img --img-size --linear-lr --cos-lr
+    --optimizer --adam --resume --device --workers --cache --rect --multi-scale --single-cls --label-smoothing
+    --patience --freeze --save-period --val-period --noval --nosave --noplots --sync-bn --seed --amp --project --name
+    --exist-ok --set --download --nms --help-hyp""".split()
+VAL_FLAGS = """--weights --data --batch-size --imgsz --conf-thres --iou-thres --max-det --task --device --single-cls
+    --verbose --save-txt --save-conf --save-json --nms --amp --workers --project --name --exist-ok --noplots""".split()
+DETECT_FLAGS = """--weights --source --imgsz --conf-thres --iou-thres --max-det --device --save-txt --save-conf
+    --save-json --save-crop --nosave --classes --agnostic-nms --nms --project --name --exist-ok --line-thickness
+    --hide-labels --hide-conf --vid-stride""".split()
+
+
+def train(line: str) -> TrainOptions:
+    return parse(TrainOptions, shlex.split(line), "train.py", "Train.")
+
+
+def refusal(line: str, cls: type = TrainOptions) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(cls, shlex.split(line), "train.py", "Train.")
+    return str(caught.value)
+
+
+def helped(cls: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as caught:
+        parse(cls, ["--help"], "train.py", "Train a detector.")
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_nothing_typed_gives_the_defaults() -> None:
+    options = train("")
+    assert options == TrainOptions() and options.explicit == frozenset()
+    assert (options.data, options.cfg, options.hyp) == ("shapes", "yolo-n", "hyp/default.yaml")
+    assert (options.epochs, options.batch_size, options.imgsz, options.seed) == (40, 16, 0, 0)
+    assert options.resume is None and options.hyp_overrides() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        ("--batch 8 --epochs=3", {"batch_size": 8, "epochs": 3}),
+        ("--batch-size 8", {"batch_size": 8}),
+        ("--img 416", {"imgsz": 416}),
+        ("--img-size 640 640", {"imgsz": 640}),
+        ("--imgsz 320 --exist-ok", {"imgsz": 320, "exist_ok": True}),
+        (
+            "--exist_ok --label_smoothing 0.1 --batch_size=4",
+            {"exist_ok": True, "label_smoothing": 0.1, "batch_size": 4},
+        ),
+        ("--resume", {"resume": ""}),
+        ("--resume --epochs 3", {"resume": "", "epochs": 3}),
+        ("--resume runs/train/exp_7", {"resume": "runs/train/exp_7"}),
+        ("--cache", {"cache": "ram"}),
+        ("--cache disk", {"cache": "disk"}),
+        ("--optimizer sgd", {"optimizer": "SGD"}),
+        ("--weights '' --cfg yolo-s", {"weights": "", "cfg": "yolo-s"}),
+        ("--freeze 10", {"freeze": "10"}),
+        ("--freeze backbone", {"freeze": "backbone"}),
+        ("--save-period -1", {"save_period": -1}),
+        ("--set lr0=1e-3 warmup_epochs=0 --set lrf=0.1", {"set": ("lr0=1e-3", "warmup_epochs=0", "lrf=0.1")}),
+        ("--epochs 3 --epochs 5", {"epochs": 5}),
+    ],
+)
+def test_a_line_is_read_and_what_was_typed_is_known(line: str, fields: dict[str, Any]) -> None:
+    options = train(line)
+    assert {name: getattr(options, name) for name in fields} == fields
+    assert options.explicit == set(fields)
+    assert options == dataclasses.replace(TrainOptions(), **fields), "and nothing else is changed"
+
+
+def test_typing_a_default_counts_as_typed() -> None:
+    assert train("--epochs 40").explicit == {"epochs"} and train("--epochs 40") == train("")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--batch-size -1", "--batch-size -1: there is no automatic batch size"),
+        ("--epochs 0", "--epochs 0: out of range; allowed: 1 to 1000000"),
+        ("--epochs ten", "--epochs ten: not a whole number"),
+        ("--epochs 1.5", "--epochs 1.5: not a whole number"),
+        ("--epochs", "--epochs: expected one argument"),
+        ("--patience -3", "--patience -3: out of range; allowed: 0 or more"),
+        ("--label-smoothing nan", "--label-smoothing nan: out of range"),
+        ("--label-smoothing much", "--label-smoothing much: not a number"),
+        ("--img 640 320", "--imgsz 640 320: images are square; give one size"),
+        ("--optimizer LION", "not one of SGD, Adam, AdamW"),
+        ("--optimizer AdaW", "did you mean 'AdamW'?"),
+        ("--amp fp8", "not one of auto, off, fp16, bf16"),
+        ("--cache tape", "not one of ram, disk"),
+        ("--freeze neck", "--freeze neck: allowed: a number of stages, or backbone"),
+        ("--epoch 3", "--epoch: unknown flag; did you mean '--epochs'?"),
+        ("--bach-size=3", "--bach-size: unknown flag; did you mean '--batch-size'?"),
+        ("--zzz", "--zzz: unknown flag; --help lists them"),
+        ("--linear-lr --cos-lr", "--linear-lr and --cos-lr contradict each other"),
+        ("--adam --optimizer SGD", "--adam and --optimizer SGD contradict each other"),
+        ("--linear-lr --set schedule=constant", "--linear-lr and --set schedule="),
+        ("--adam --set optimizer=SGD", "--adam and --set optimizer="),
+        ("--optimizer SGD --set optimizer=SGD", "--optimizer and --set optimizer="),
+        ("--label-smoothing 0 --set label_smoothing=0.1", "--label-smoothing and --set label_smoothing="),
+        ("--multi-scale --set multi_scale=0.1", "--multi-scale and --set multi_scale="),
+        ("epochs=5", "epochs=5: flags are written --name value: --epochs 5"),
+        ("data=coco.yaml epochs=5", "--data coco.yaml"),
+        ("batch=8", "--batch 8"),
+        ("lr0=0.1", "--set lr0=0.1"),
+        ("exist_ok=True", "--name value: --exist-ok"),
+        ("train", "train: belongs to no flag"),
+        ("--linear-lr True", "True: belongs to no flag"),
+        ("--linear-lr=True", "--linear-lr"),
+    ],
+)
+def test_a_line_that_is_wrong(line: str, words: str) -> None:
+    assert words in refusal(line)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    """--evolve --quad --image-weights --image_weights --bucket --noautoanchor --entity --upload_dataset --v5-metric
+    --local_rank --artifact_alias --bbox_interval""".split(),
+)
+def test_flags_of_other_trainers_get_a_reason(flag: str) -> None:
+    for line in (flag, f"{flag}=3", f"--epochs 3 {flag} 3"):
+        message = refusal(line)
+        assert message.startswith(f"{flag.replace('_', '-')} does not exist here: ") and len(message.split()) > 7
+
+
+def test_foreign_flags_of_val_and_detect() -> None:
+    assert "--amp fp16" in refusal("--weights a.pt --half", ValOptions)
+    assert "no window" in refusal("--weights a.pt --source b --view-img", DetectOptions)
+    assert "knows its classes" in refusal("--weights a.pt --source b --data c.yaml", DetectOptions)
+
+
+@pytest.mark.parametrize(
+    ("cls", "names"), [(TrainOptions, TRAIN_FLAGS), (ValOptions, VAL_FLAGS), (DetectOptions, DETECT_FLAGS)]
+)
+def test_help_groups_every_flag_with_its_meaning(
+    cls: type, names: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = helped(cls, capsys, monkeypatch)
+    listed = {word.rstrip(",") for line in text.split("data and model:")[1].splitlines() for word in line.split()}
+    assert set(names) <= listed
+    for flag in flags(cls):
+        assert flag.metadata["group"] in GROUPS and flag.metadata["help"] in text
+    headings = [line[:-1] for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings[1:] == [group for group in GROUPS if group in headings]
+
+
+def test_help_states_defaults(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = helped(TrainOptions, capsys, monkeypatch)
+    for words in ("(default: 40)", "(default: runs/train)", "(default: from the data, at most 640)", "(default: auto)"):
+        assert words in text
+
+
+def test_required_flags() -> None:
+    assert refusal("", ValOptions) == "train.py needs --weights PATH: checkpoint (.pt) to evaluate"
+    assert "--source" in refusal("--weights a.pt", DetectOptions)
+    assert parse(ValOptions, ["--weights", "a.pt"], "val.py", "").conf_thres == 0.001
+    options = parse(DetectOptions, shlex.split("--weights a.pt --source b --classes 0 2"), "detect.py", "")
+    assert (options.classes, options.conf_thres, options.iou_thres) == ((0, 2), 0.25, 0.45)
+    assert "not a whole number" in refusal("--weights a.pt --source b --classes cat", DetectOptions)
+    assert "out of range" in refusal("--weights a.pt --source b --classes 1 -2", DetectOptions)
+
+
+@pytest.mark.parametrize(
+    ("line", "overrides"),
+    [
+        ("--linear-lr", ["schedule=linear"]),
+        ("--cos-lr", ["schedule=one_cycle"]),
+        ("--adam", ["optimizer=Adam"]),
+        ("--adam --optimizer Adam", ["optimizer=Adam"]),
+        ("--optimizer SGD --set lr0=0.1", ["lr0=0.1", "optimizer=SGD"]),
+        ("--label-smoothing 0", ["label_smoothing=0.0"]),
+        ("--multi-scale", ["multi_scale=0.5"]),
+    ],
+)
+def test_flags_that_speak_of_hyper_parameters(line: str, overrides: list[str]) -> None:
+    assert train(line).hyp_overrides() == overrides
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_options_survive_opt_yaml(cls: type) -> None:
+    lines = {
+        TrainOptions: "--set lr0=0.1 lrf=0.2 --resume --label-smoothing 0.1 --freeze 3",
+        ValOptions: "--weights a.pt --conf 0.01",
+        DetectOptions: "--weights a.pt --source b --classes 3 1",
+    }
+    options = parse(cls, shlex.split(lines[cls]), "x.py", "")
+    values = yaml.safe_load(yaml.safe_dump(options.to_dict()))
+    assert cls.from_dict(values) == options and "explicit" not in values
+
+
+def test_an_edited_opt_yaml_is_checked() -> None:
+    for values, words in [
+        ({"epoch": 3}, "opt.yaml: epoch: unknown option; did you mean 'epochs'?"),
+        ({"epochs": True}, "opt.yaml: --epochs True: not a number"),
+        ({"epochs": "40"}, "opt.yaml: --epochs 40: not a number"),
+        ({"rect": 1}, "opt.yaml: --rect 1: not true or false"),
+        ({"name": 3}, "opt.yaml: --name 3: not a text"),
+        ({"set": ["lr0=1", 3]}, "not a text"),
+        ({"set": "lr0=1"}, "not a list"),
+        ({"epochs": None}, "not a number"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            TrainOptions.from_dict(values)
+        assert words in str(caught.value)
+
+
+def test_options_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainOptions().epochs = 3  # type: ignore[misc]
+
+
+def test_every_default_passes_its_own_check() -> None:
+    for cls in ALL:
+        assert cls.from_dict(cls().to_dict()) == cls()

@@ -1,0 +1,89 @@
+"""Where to compute, and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from utils.errors import UserError
+
+MODES = ("auto", "off", "fp16", "bf16")
+
+
+def select_device(text: str = "", local_rank: int = 0, processes: int = 1) -> torch.device:
+    """Return this process's device.
+
+    `text` is '' (the first CUDA device, else the CPU), 'cpu', 'mps', 'cuda', '0', 'cuda:0', or '0,1' for as many
+    processes on this machine, of which this one is the `local_rank`-th. Raises `UserError` where it is not there;
+    a device that the user named is never replaced by another.
+    """
+    name = text.strip().lower()
+    if name == "cpu" or (not name and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("--device mps: this machine has no Metal device; allowed here: " + _present())
+        return torch.device("mps")
+    numbers = _cuda_numbers(text, name, processes)
+    if len(numbers) != processes:
+        start = f"torchrun --nproc-per-node {len(numbers)} train.py …" if len(numbers) > 1 else "without torchrun"
+        raise UserError(
+            f"--device {text} names {len(numbers)} device(s) for {processes} process(es); start one each: {start}"
+        )
+    device = torch.device("cuda", numbers[local_rank])
+    torch.cuda.set_device(device)
+    return device
+
+
+def _cuda_numbers(text: str, name: str, processes: int) -> list[int]:
+    """Return the CUDA devices that `name` means, each of them there."""
+    listed = name.removeprefix("cuda").removeprefix(":")
+    words = [word.strip() for word in listed.split(",")] if listed else [str(number) for number in range(processes)]
+    if not all(word.isascii() and word.isdecimal() for word in words) or len(set(words)) != len(words):
+        raise UserError(f"--device {text}: not a device; allowed here: {_present()}")
+    numbers = [int(word) for word in words]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if max(numbers) >= count:
+        reason = f"torch {torch.__version__} sees {count} CUDA device(s)"
+        raise UserError(f"--device {text or max(numbers)}: not there: {reason}; allowed here: {_present()}")
+    return numbers
+
+
+def _present() -> str:
+    """Return what `--device` may be on this machine."""
+    names = [str(number) for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ", ".join(["cpu", *names, *(["mps"] if torch.backends.mps.is_available() else [])])
+
+
+class Precision:
+    """The number format of a run: what autocast does, and whether gradients are scaled.
+
+    `auto` is bf16 where the CUDA device computes in it, else fp16, and fp32 on everything that is not CUDA. Only fp16
+    needs `scaler` (its gradients underflow; Micikevicius et al. 2018, "Mixed Precision Training"); elsewhere it is
+    switched off and passes losses and steps through.
+    """
+
+    def __init__(self, device: torch.device, mode: str = "auto") -> None:
+        if mode not in MODES:
+            raise UserError(f"--amp {mode}: allowed: {', '.join(MODES)}")
+        native_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        if mode == "auto":
+            mode = ("bf16" if native_bf16 else "fp16") if device.type == "cuda" else "off"
+        if device.type not in ("cpu", "cuda") and mode != "off":
+            raise UserError(f"--amp {mode}: not on {device.type}; allowed: off")
+        if mode == "fp16" and device.type != "cuda":
+            raise UserError(f"--amp fp16: needs a CUDA device, and this run is on {device.type}; allowed: off, bf16")
+        if mode == "bf16" and device.type == "cuda" and not native_bf16:
+            raise UserError("--amp bf16: this CUDA device does not compute in it; allowed: fp16, off")
+        self.device = device
+        self.mode = mode
+        self.dtype = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mode]
+        self.scaler = torch.amp.GradScaler("cuda", enabled=mode == "fp16")
+
+    def autocast(self) -> torch.autocast:
+        """Return a context for the forward pass and the loss; in fp32 it switches autocast off."""
+        dtype = None if self.mode == "off" else self.dtype
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.mode != "off")
+
+    @property
+    def description(self) -> str:
+        return {"off": "fp32", "fp16": "fp16 with gradient scaling", "bf16": "bf16, weights in fp32"}[self.mode]

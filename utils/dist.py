@@ -1,0 +1,72 @@
+"""The only place that knows of other processes: reads RANK and WORLD_SIZE, wraps the model, gathers results."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Is this the process that writes files and speaks to the user?"""
+    return rank() == 0
+
+
+def start(device: torch.device) -> None:
+    """Join the process group that `torchrun` announced; nothing to do in a single process."""
+    if world_size() > 1 and not torch_dist.is_initialized():
+        torch_dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def stop() -> None:
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def wrap(model: nn.Module, device: torch.device, sync_bn: bool) -> nn.Module:
+    """Return the model whose gradients are averaged over all processes; the model itself in a single process."""
+    if world_size() == 1:
+        return model
+    if sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    ids = [device.index] if device.type == "cuda" else None
+    # The heads' frozen parts and an image without boxes may leave parameters without a gradient.
+    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=False)
+
+
+def from_main(value: Any) -> Any:
+    """Return the main process's `value` in every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    torch_dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def mean(values: torch.Tensor) -> torch.Tensor:
+    """Average a tensor over all processes, in place."""
+    if world_size() > 1:
+        torch_dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        torch_dist.barrier()

@@ -1,0 +1,36 @@
+"""What the user is told when something is wrong, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+EXIT_DONE, EXIT_USAGE, EXIT_DIVERGED, EXIT_STOPPED = 0, 2, 3, 75
+
+
+class UserError(Exception):
+    """A fault that the user can mend: the message names file, line, key and value, and what is allowed. Exit 2."""
+
+    exit_code = EXIT_USAGE
+
+
+class TrainingDiverged(UserError):
+    """The loss left the numbers: nothing that follows would be training. Exit 3."""
+
+    exit_code = EXIT_DIVERGED
+
+
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the choice spelled nearest to `word`, or an empty string."""
+    near = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Run an entry point; a `UserError` becomes its message on stderr and its exit code, without a traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,336 @@
+"""Hyper-parameters: one declaration a key, from which files are read and checked, written, and explained."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.errors import UserError, suggest
+
+PRESETS = Path(__file__).resolve().parents[1] / "hyp"
+FITNESS = ("mAP50-95", "mAP50", "precision", "recall")
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_WHOLE = re.compile(r"[-+]?[0-9]{1,18}")
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9]")
+
+# Keys of other trainers that mean nothing here: better a word on why than "unknown key".
+_GONE = {
+    **dict.fromkeys(("obj", "obj_pw"), "there is no objectness branch: the class scores are the confidence"),
+    "cls_pw": "classes are not weighted by a positive weight: the assigner's targets balance them",
+    **dict.fromkeys(("anchors", "anchor_t", "iou_t"), "the model is anchor-free: boxes are assigned by alignment"),
+    "fl_gamma": "the class loss is binary cross-entropy on soft targets, without focal weighting",
+    "loss_ota": "assignment is always task-aligned (assign_topk, assign_alpha, assign_beta)",
+    **dict.fromkeys(("copy_paste", "copy_paste_mode", "paste_in"), "it needs masks, and only boxes are trained here"),
+    **dict.fromkeys(("pose", "kobj", "rle", "angle"), "only boxes are trained here, no keypoints or rotated boxes"),
+    **dict.fromkeys(("overlap_mask", "mask_ratio"), "only boxes are trained here, no masks"),
+    **dict.fromkeys(("auto_augment", "erasing", "crop_fraction", "dropout"), "it belongs to image classification"),
+    **dict.fromkeys(("bgr", "cutmix"), "this augmentation does not exist here"),
+    "nbs": "write nominal_batch, where 0 means an optimizer step every batch",
+    "giou": "write box: the gain of the box loss (CIoU)",
+    "cos_lr": "write schedule: one_cycle",
+    "linear_lr": "write schedule: linear",
+    "lr": "write lr0: the learning rate at the start",
+    "warmup_iters": "write warmup_epochs, which may be a fraction such as 0.5",
+}
+_FLAGS = (
+    *("weights", "cfg", "data", "epochs", "imgsz", "device", "workers", "cache", "rect", "single_cls", "patience"),
+    *("freeze", "save_period", "val_period", "sync_bn", "seed", "amp", "project", "name", "exist_ok", "resume"),
+)
+
+
+def _key(default: Any, sentence: str, *, within: str = "", unit: str = "", choices: tuple[str, ...] = ()) -> Any:
+    """Declare a key; `within` is an interval in the usual notation: `[` and `]` include the end, `(` and `)` don't."""
+    return field(default=default, metadata={"doc": sentence, "within": within, "unit": unit, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Hyp:
+    """The hyper-parameters of a run. Every instance has passed the checks; a fault raises `UserError`."""
+
+    optimizer: str = _key("AdamW", "update rule", choices=("SGD", "Adam", "AdamW"))
+    lr0: float = _key(0.002, "learning rate at the start, once warm-up is over", within="(0, 10]")
+    lrf: float = _key(0.01, "learning rate at the end as a share of lr0", within="[0, 1]")
+    schedule: str = _key(
+        "one_cycle", "course of the learning rate from lr0 to lr0*lrf", choices=("one_cycle", "linear", "constant")
+    )
+    momentum: float = _key(0.9, "momentum of SGD, beta1 of Adam and AdamW", within="[0, 1)")
+    weight_decay: float = _key(0.0005, "decay of weights, never of biases and norms", within="[0, 1]")
+    scale_weight_decay: bool = _key(False, "multiply weight_decay by effective batch / nominal_batch")
+    nominal_batch: int = _key(
+        0, "accumulate gradients to about this batch; 0 = a step every batch", within="[0, 65536]", unit="images"
+    )
+    warmup_epochs: float = _key(3.0, "length of the warm-up; 0 = none", within="[0, 1000]", unit="epochs")
+    warmup_max_fraction: float = _key(0.1, "the warm-up never takes more than this share of the run", within="[0, 1]")
+    warmup_momentum: float = _key(0.8, "momentum at the start of the warm-up", within="[0, 1)")
+    warmup_bias_lr: float = _key(0.0, "learning rate of biases at the start of the warm-up", within="[0, 10]")
+    clip_grad_norm: float = _key(10.0, "largest norm of all gradients together; 0 = no clipping", within="[0, inf)")
+    ema_decay: float = _key(0.9999, "decay of the averaged weights (EMA), once it is reached", within="[0, 1)")
+    ema_tau: float = _key(2000.0, "time in which the EMA's decay rises to ema_decay", within="(0, inf)", unit="steps")
+    fitness: str = _key("mAP50-95", "figure by which the best epoch is chosen", choices=FITNESS)
+
+    box: float = _key(7.5, "gain of the box loss (CIoU)", within="[0, inf)")
+    cls: float = _key(0.5, "gain of the class loss", within="[0, inf)")
+    dfl: float = _key(1.5, "gain of the distribution focal loss on box edges", within="[0, inf)")
+    one_to_one: float = _key(1.0, "weight of the NMS-free one-to-one branch in the loss", within="[0, inf)")
+    label_smoothing: float = _key(0.0, "share of a class target that is spread evenly", within="[0, 1)")
+    assign_topk: int = _key(10, "anchor points assigned to a box by the one-to-many branch", within="[1, 100]")
+    assign_alpha: float = _key(0.5, "exponent of the class score in the alignment of point and box", within="[0, 20]")
+    assign_beta: float = _key(6.0, "exponent of the IoU in the alignment of point and box", within="[0, 20]")
+
+    hsv_h: float = _key(0.015, "hue shift at most, as a share of the colour circle", within="[0, 0.5]")
+    hsv_s: float = _key(0.7, "saturation change at most, as a share", within="[0, 1]")
+    hsv_v: float = _key(0.4, "brightness change at most, as a share", within="[0, 1]")
+    degrees: float = _key(0.0, "rotation at most, to either side", within="[0, 180]", unit="degrees")
+    translate: float = _key(0.1, "shift at most, as a share of the image's side", within="[0, 1]")
+    scale: float = _key(0.5, "zoom between 1 - scale and 1 + scale", within="[0, 1)")
+    shear: float = _key(0.0, "shear at most, along either axis", within="[0, 45]", unit="degrees")
+    perspective: float = _key(0.0, "perspective at most", within="[0, 0.001]", unit="1/pixel")
+    flipud: float = _key(0.0, "probability of an upside-down flip", within="[0, 1]")
+    fliplr: float = _key(0.5, "probability of a left-right flip", within="[0, 1]")
+    mosaic: float = _key(1.0, "probability of a mosaic of four images", within="[0, 1]")
+    mixup: float = _key(0.0, "probability of blending two mosaics", within="[0, 1]")
+    close_mosaic: int = _key(
+        10, "last epochs of the run that train without mosaic", within="[0, 100000]", unit="epochs"
+    )
+    multi_scale: float = _key(0.0, "size of batches varies by this share; --multi-scale sets 0.5", within="[0, 0.75]")
+
+    def __post_init__(self) -> None:
+        faults = [f"{name}: {fault}" for name, fault in _value_faults(dataclasses.asdict(self)).items()]
+        _refuse(faults or _contradictions(self), "the hyper-parameters")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "hyp") -> Hyp:
+        """Build from typed values such as a checkpoint's; keys left out take their defaults."""
+        faults = [f"{source}: {_unknown(name)}" for name in values if name not in KEYS]
+        known = {name: value for name, value in values.items() if name in KEYS}
+        faults += [f"{source}: {name}: {fault}" for name, fault in _value_faults(known).items()]
+        _refuse(faults, source)
+        # A whole number in a float's place is kept as a float, so that equal recipes are equal to the last byte.
+        return cls(**{name: float(value) if KEYS[name].type == "float" else value for name, value in known.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values by key, in the order of declaration."""
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        """Return a yaml file's text: a key a line, with what it means. `load_hyp` reads it back to an equal `Hyp`."""
+        pairs = {name: f"{name}: {_text(value)}" for name, value in self.to_dict().items()}
+        width = max(map(len, pairs.values()))
+        return "".join(f"{pair:<{width}}  # {describe(name)}\n" for name, pair in pairs.items())
+
+
+KEYS = {key.name: key for key in dataclasses.fields(Hyp)}
+
+
+def load_hyp(path_or_name: str, overrides: list[str] | None = None) -> Hyp:
+    """Read a hyp yaml (a path, or a preset's name such as `yolov7`) and apply `KEY=VALUE` overrides.
+
+    Keys left out take their defaults. Raises one `UserError` that lists every fault with file, line, key and value.
+    """
+    path = _find(path_or_name)
+    values, faults = _read_yaml(path, str(path_or_name))
+    changes, override_faults = _read_overrides(overrides or [])
+    _refuse(faults + override_faults, str(path_or_name) if faults else "--set")
+    hyp = values | changes
+    try:
+        return Hyp(**hyp)
+    except UserError as error:  # every value is allowed by itself, so this is two that contradict each other
+        raise UserError(f"{path_or_name}{' with --set' if changes else ''}: {error}") from None
+
+
+def describe(name: str) -> str:
+    """Return the values a key allows, their unit, and its sentence: the comment that hyp files carry."""
+    metadata = KEYS[name].metadata
+    return f"{_range_text(name)} {metadata['unit']}".strip() + f": {metadata['doc']}"
+
+
+def hyp_table() -> str:
+    """Return the table of all keys for `--help-hyp`: key, default, type, allowed values, unit, meaning."""
+    rows = [("key", "default", "type", "allowed", "unit", "meaning")]
+    kinds = {"float": "number", "int": "whole", "bool": "true/false", "str": "word"}
+    for name, key in KEYS.items():
+        allowed = "" if key.type == "bool" else _range_text(name)
+        rows.append((name, _text(key.default), kinds[key.type], allowed, key.metadata["unit"], key.metadata["doc"]))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)] + [0]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _find(path_or_name: str) -> Path:
+    """Return the file: the path as given, or below the project's folder, or a preset's name."""
+    text = str(path_or_name)
+    for path in (Path(text), PRESETS.parent / text, PRESETS / text, PRESETS / f"{text}.yaml"):
+        if path.is_file():
+            return path
+    presets = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    hint = suggest(Path(text).stem, presets)
+    raise UserError(f"--hyp {text}: no such file; the presets are {', '.join(presets)}{hint}")
+
+
+def _read_yaml(path: Path, shown: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the file's values by key, and its faults, each with file and line."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise UserError(f"{shown}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{shown}: not a UTF-8 text file") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{shown}{_yaml_fault(error)}") from None
+    if not isinstance(root, yaml.MappingNode) or not root.value:
+        raise UserError(f"{shown}: holds no 'key: value' lines (a space belongs after the colon)")
+    values: dict[str, Any] = {}
+    faults = []
+    first_line: dict[str, int] = {}
+    for key_node, value_node in root.value:
+        line = key_node.start_mark.line + 1
+        name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "(not a word)"
+        if name in first_line:
+            faults.append(f"{shown}:{line}: {name}: given twice, first in line {first_line[name]}")
+            continue
+        first_line[name] = line
+        fault = _unknown(name)
+        if not fault:
+            values[name], fault = _from_node(name, value_node)
+            fault = fault and f"{name}: {fault}"
+        faults += [f"{shown}:{line}: {fault}"] if fault else []
+    return values, faults
+
+
+def _yaml_fault(error: Exception) -> str:
+    """Return `:line: what is wrong` of a parser's error."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f"{f':{mark.line + 1}' if mark else ''}: not valid yaml: {problem or type(error).__name__}"
+
+
+def _from_node(name: str, node: yaml.Node) -> tuple[Any, str]:
+    """Return a yaml node's value and its fault (empty where there is none).
+
+    The text itself is read by the key's declared type, and yaml's own guesses (1e-3 a string, 012 octal, yes a bool)
+    play no part.
+    """
+    if not isinstance(node, yaml.ScalarNode):
+        return None, f"a list or mapping is not allowed here; allowed: {_allowed(name)}"
+    if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+        return None, f"the tag {node.tag} is not allowed here; allowed: {_allowed(name)}"
+    if node.style and KEYS[name].type != "str":
+        return None, f"'{node.value}' is written as text; allowed: {_allowed(name)}, without quotes"
+    return _from_text(name, node.value)
+
+
+def _from_text(name: str, text: str) -> tuple[Any, str]:
+    """Return the value that `text` spells under the key's type, and its fault (empty where there is none)."""
+    kind, choices, text = KEYS[name].type, KEYS[name].metadata["choices"], text.strip()
+    if not text or text in ("~", "null", "Null", "NULL"):
+        return None, f"has no value; allowed: {_allowed(name)}"
+    value: Any = text
+    if kind == "str":
+        value = {choice.lower(): choice for choice in choices}.get(text.lower(), text)
+    elif kind == "bool":
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    elif _LEADING_ZERO.match(text):
+        return None, f"{text} starts with a 0, which may mean octal; allowed: {_allowed(name)}"
+    elif kind == "int" and _WHOLE.fullmatch(text):
+        value = int(text)
+    elif kind == "float" and _NUMBER.fullmatch(text):
+        value = float(text)
+    return value, _value_fault(name, value)
+
+
+def _read_overrides(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return values and faults of `KEY=VALUE` texts."""
+    values: dict[str, Any] = {}
+    faults = []
+    for text in overrides:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            faults.append(f"--set {text}: write KEY=VALUE, such as --set lr0=0.02")
+        elif _unknown(name):
+            faults.append(f"--set {text}: {_unknown(name)}")
+        elif name in values:
+            faults.append(f"--set {text}: {name} is set twice")
+        else:
+            values[name], fault = _from_text(name, value)
+            faults += [f"--set {text}: {fault}"] if fault else []
+    return values, faults
+
+
+def _unknown(name: str) -> str:
+    """Return why `name` is no key, or an empty string where it is one."""
+    if name in KEYS:
+        return ""
+    if name in _GONE:
+        return f"{name}: not a key here: {_GONE[name]}"
+    if name in _FLAGS:
+        return f"{name}: not a hyper-parameter but a flag: --{name.replace('_', '-')}"
+    return f"{name}: unknown key{suggest(name, KEYS) or '; train.py --help-hyp lists the keys'}"
+
+
+def _value_faults(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the faults of typed values by key."""
+    faults = {name: _value_fault(name, value) for name, value in values.items()}
+    return {name: fault for name, fault in faults.items() if fault}
+
+
+def _value_fault(name: str, value: Any) -> str:
+    """Return what is wrong with a typed value: type, not finite, out of range, no such choice; empty where nothing."""
+    kind, choices = KEYS[name].type, KEYS[name].metadata["choices"]
+    types = {"float": (float, int), "int": (int,), "bool": (bool,), "str": (str,)}[kind]
+    if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
+        return f"{value!r} is not {_kind_text(kind)}; allowed: {_allowed(name)}"
+    if choices and value not in choices:
+        return f"{value!r} is not one of its choices; allowed: {_allowed(name)}{suggest(value, choices)}"
+    if kind in ("float", "int") and not _inside(value, KEYS[name].metadata["within"]):
+        return f"{value} is out of range; allowed: {_allowed(name)}"
+    return ""
+
+
+def _contradictions(hyp: Hyp) -> list[str]:
+    """Return pairs of values that are allowed by themselves and not together."""
+    if hyp.scale_weight_decay and hyp.nominal_batch == 0:
+        return ["scale_weight_decay: true divides by nominal_batch, which is 0; set one of them otherwise"]
+    return []
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return math.isfinite(value) and above and below
+
+
+def _kind_text(kind: str) -> str:
+    return {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a word"}[kind]
+
+
+def _range_text(name: str) -> str:
+    metadata = KEYS[name].metadata
+    return metadata["within"] or "|".join(metadata["choices"]) or "true|false"
+
+
+def _allowed(name: str) -> str:
+    kind, within = KEYS[name].type, KEYS[name].metadata["within"]
+    return f"{_kind_text(kind)} in {within}" if within else _range_text(name).replace("|", ", ")
+
+
+def _text(value: Any) -> str:
+    """Return a value as yaml text that every yaml reader takes the same way (1e-05 without a dot is text to some)."""
+    text = repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return text.lower()
+    return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
+
+
+def _refuse(faults: list[str], source: str) -> None:
+    """Raise all faults in one `UserError`; without faults do nothing."""
+    if len(faults) == 1:
+        raise UserError(faults[0])
+    if faults:
+        raise UserError("\n  ".join([f"{len(faults)} faults in {source}:", *faults]))

@@ -1,0 +1,421 @@
+"""Command lines: one declaration a flag, from which parsing, checks and `--help` are made."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar
+
+from utils.errors import UserError, suggest
+
+GROUPS = ("data and model", "training", "learning rate", "evaluation", "output", "run folder", "machine")
+
+# Flags of other trainers that do not exist here, and what takes their place.
+_REFUSED = {
+    "--evolve": "hyper-parameters are not evolved; compare runs with --set KEY=VALUE",
+    "--quad": "batches are not cut and joined; use --imgsz and --batch-size",
+    "--image-weights": "every image is seen once an epoch, always",
+    "--autoanchor": "the model has no anchors",
+    "--noautoanchor": "the model has no anchors, so nothing has to be switched off",
+    "--local-rank": "start several processes with torchrun, which says which one each is",
+    "--v5-metric": "mAP is COCO's, computed by a COCO library",
+    "--view-img": "there is no window; look at the pictures in the run folder",
+    "--augment": "there is no test-time augmentation",
+    "--visualize": "feature maps are not drawn",
+    "--update": "a checkpoint is never rewritten",
+    "--half": "numbers are fp32 unless --amp fp16 or --amp bf16 says otherwise",
+    "--data": "the checkpoint knows its classes",
+    "--dnn": "only PyTorch runs the model",
+    "--save-hybrid": "labels and predictions are not mixed",
+    "--trace": "the model is not traced",
+    "--no-trace": "the model is not traced, so nothing has to be switched off",
+    "--freeze-layers": "write --freeze",
+    **dict.fromkeys(("--bucket", "--entity", "--upload-dataset"), "nothing is sent anywhere"),
+    **dict.fromkeys(("--bbox-interval", "--artifact-alias"), "nothing is sent to Weights & Biases"),
+}
+_FOREIGN = {"model": "--weights", "lr0": "--set lr0=", "conf": "--conf-thres", "iou": "--iou-thres"}
+
+
+def _flag(default: Any, help: str, group: str, *names: str, **more: Any) -> Any:
+    """Declare a flag. `names`: spellings beside the field's own; `more`: low, high, choices, metavar, shown, required.
+
+    `shown` words the default in --help where the value itself does not say it; `bare` is the value of the flag given
+    without one; `many` lets it take several.
+    """
+    return field(default=default, metadata={"help": help, "group": group, "names": names, **more})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What all entry points share. `explicit` holds the fields that the user typed, the rest have their defaults."""
+
+    explicit: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def __post_init__(self) -> None:
+        for flag in flags(type(self)):
+            value = getattr(self, flag.name)
+            fault = _fault(flag, value)
+            if fault:
+                raise UserError(f"{_spelling(flag)} {_shown(value)}: {fault}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values by field, for opt.yaml; `explicit` is of the command line and is left out."""
+        values = {flag.name: getattr(self, flag.name) for flag in flags(type(self))}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls: type[T], values: Mapping[str, Any], source: str = "opt.yaml") -> T:
+        """Build from the values of `to_dict`; fields left out take their defaults, unknown ones raise `UserError`."""
+        known = {flag.name: flag for flag in flags(cls)}
+        for name in values:
+            if name not in known:
+                raise UserError(f"{source}: {name}: unknown option{suggest(name, known)}")
+        try:
+            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+
+
+T = TypeVar("T", bound=_Options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(_Options):
+    """Options of train.py."""
+
+    data: str = _flag("shapes", "data yaml, or a shipped one's name", "data and model", metavar="YAML")
+    cfg: str = _flag("yolo-n", "model: yolo-n, yolo-s, yolo-m, yolo-l, yolo-x", "data and model", metavar="MODEL")
+    weights: str = _flag(
+        "", "start from a checkpoint (.pt) or torchvision:NAME", "data and model", metavar="PATH", shown="random"
+    )
+    imgsz: int = _flag(
+        0,
+        "side of the training images, in pixels",
+        "data and model",
+        *("--img", "--img-size"),
+        low=0,
+        high=8192,
+        shown="from the data, at most 640",
+    )
+    single_cls: bool = _flag(False, "train all classes as one", "data and model")
+    rect: bool = _flag(False, "train on images of their own shape, without mosaic", "data and model")
+    multi_scale: bool = _flag(False, "vary the size of batches by half to either side", "data and model")
+    cache: str = _flag(
+        "auto",
+        "keep decoded images in ram or on disk; auto = ram where they are few",
+        "data and model",
+        bare="ram",
+        choices=("auto", "ram", "disk", "off"),
+    )
+    download: bool = _flag(False, "fetch the data set that the data yaml names, where it is missing", "data and model")
+
+    epochs: int = _flag(40, "epochs to train", "training", low=1, high=1_000_000)
+    batch_size: int = _flag(16, "images a batch, over all devices", "training", "--batch", low=1, high=65536)
+    hyp: str = _flag("hyp/default.yaml", "hyper-parameter yaml, or a preset's name", "training", metavar="YAML")
+    set: tuple[str, ...] = _flag((), "override hyper-parameters", "training", metavar="KEY=VALUE", many=True)
+    optimizer: str = _flag("", "update rule", "training", choices=("SGD", "Adam", "AdamW"), shown="from the hyp")
+    adam: bool = _flag(False, "the same as --optimizer Adam", "training")
+    label_smoothing: float | None = _flag(
+        None, "share of a class target that is spread evenly", "training", low=0, high=0.999, shown="from the hyp"
+    )
+    freeze: str = _flag(
+        "", "keep the first N stages, or the backbone, as they are", "training", metavar="N|backbone", shown="nothing"
+    )
+    patience: int = _flag(100, "stop after this many epochs without a better one; 0 = never", "training", low=0)
+    seed: int = _flag(0, "seed of everything random", "training", low=0, high=2**63 - 1)
+    resume: str | None = _flag(
+        None, "continue the newest run, or that of PATH", "training", metavar="PATH", bare="", shown="a new run"
+    )
+
+    linear_lr: bool = _flag(False, "learning rate falls on a straight line", "learning rate")
+    cos_lr: bool = _flag(False, "learning rate falls on a half cosine (one_cycle)", "learning rate")
+    help_hyp: bool = _flag(False, "print the table of hyper-parameters and exit", "learning rate")
+
+    val_period: int = _flag(1, "evaluate every N epochs", "evaluation", low=1)
+    noval: bool = _flag(False, "evaluate after the last epoch only", "evaluation")
+    nms: bool = _flag(False, "evaluate the one-to-many head with NMS instead of the NMS-free one", "evaluation")
+
+    project: str = _flag("runs/train", "folder of runs", "run folder", metavar="DIR")
+    name: str = _flag("exp", "the run's folder; a number is added where it exists", "run folder", metavar="NAME")
+    exist_ok: bool = _flag(False, "write into the folder even if it exists", "run folder")
+    save_period: int = _flag(0, "keep a checkpoint every N epochs; 0 = only last and best", "run folder", low=-1)
+    nosave: bool = _flag(False, "save the last checkpoint only", "run folder")
+    noplots: bool = _flag(False, "draw no pictures", "run folder")
+
+    device: str = _flag("", "cpu, 0, 0,1 or mps", "machine", shown="the first CUDA device, else the CPU")
+    workers: int = _flag(-1, "processes that load data, each device", "machine", low=-1, high=1024, shown="by CPUs")
+    amp: str = _flag("auto", "mixed precision; auto = on CUDA", "machine", choices=("auto", "off", "fp16", "bf16"))
+    sync_bn: bool = _flag(False, "batch norm over all devices", "machine")
+
+    def __post_init__(self) -> None:
+        if self.batch_size == -1:
+            raise UserError("--batch-size -1: there is no automatic batch size; give a number, such as 16")
+        super().__post_init__()
+        if self.freeze and self.freeze != "backbone" and not self.freeze.isdecimal():
+            raise UserError(f"--freeze {self.freeze}: allowed: a number of stages, or backbone")
+        if self.linear_lr and self.cos_lr:
+            raise UserError("--linear-lr and --cos-lr contradict each other: give one of them")
+        if self.adam and self.optimizer not in ("", "Adam"):
+            raise UserError(f"--adam and --optimizer {self.optimizer} contradict each other: give one of them")
+        given = {text.partition("=")[0].strip() for text in self.set}
+        for flag, override in self._flag_overrides().items():
+            if override.partition("=")[0] in given:
+                raise UserError(
+                    f"{flag} and --set {override.partition('=')[0]}=… name the same thing: give one of them"
+                )
+
+    def hyp_overrides(self) -> list[str]:
+        """Return what the command line says about hyper-parameters, `--set` and flags, as `KEY=VALUE` texts."""
+        return [*self.set, *self._flag_overrides().values()]
+
+    def _flag_overrides(self) -> dict[str, str]:
+        overrides = {
+            "--linear-lr": "schedule=linear" if self.linear_lr else "",
+            "--cos-lr": "schedule=one_cycle" if self.cos_lr else "",
+            "--adam" if self.adam else "--optimizer": f"optimizer={'Adam' if self.adam else self.optimizer}",
+            "--label-smoothing": "" if self.label_smoothing is None else f"label_smoothing={self.label_smoothing}",
+            "--multi-scale": "multi_scale=0.5" if self.multi_scale else "",
+        }
+        return {flag: text for flag, text in overrides.items() if text and not text.endswith("=")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValOptions(_Options):
+    """Options of val.py."""
+
+    weights: str = _flag("", "checkpoint (.pt) to evaluate", "data and model", metavar="PATH", required=True)
+    data: str = _flag(
+        "", "data yaml, or a shipped one's name", "data and model", metavar="YAML", shown="the one it was trained on"
+    )
+    task: str = _flag("val", "split to evaluate", "data and model", choices=("train", "val", "test"))
+    imgsz: int = _flag(
+        0,
+        "side of the images, in pixels",
+        "data and model",
+        *("--img", "--img-size"),
+        low=0,
+        high=8192,
+        shown="that of the training",
+    )
+    single_cls: bool = _flag(False, "take all classes as one", "data and model")
+    download: bool = _flag(False, "fetch the data set that the data yaml names, where it is missing", "data and model")
+
+    batch_size: int = _flag(16, "images a batch", "evaluation", "--batch", low=1, high=65536)
+    conf_thres: float = _flag(0.001, "detections below this score are left out", "evaluation", "--conf", low=0, high=1)
+    iou_thres: float = _flag(0.7, "overlap that NMS allows (with --nms)", "evaluation", "--iou", low=0, high=1)
+    max_det: int = _flag(300, "detections an image at most", "evaluation", low=1, high=100_000)
+    nms: bool = _flag(False, "use the one-to-many head with NMS instead of the NMS-free one", "evaluation")
+
+    verbose: bool = _flag(False, "print figures by class", "output")
+    save_txt: bool = _flag(False, "write detections as YOLO txt files", "output")
+    save_conf: bool = _flag(False, "add scores to the txt files", "output")
+    save_json: bool = _flag(False, "write detections as COCO JSON", "output")
+    noplots: bool = _flag(False, "draw no pictures", "output")
+
+    project: str = _flag("runs/val", "folder of runs", "run folder", metavar="DIR")
+    name: str = _flag("exp", "the run's folder; a number is added where it exists", "run folder", metavar="NAME")
+    exist_ok: bool = _flag(False, "write into the folder even if it exists", "run folder")
+
+    device: str = _flag("", "cpu, 0 or mps", "machine", shown="the first CUDA device, else the CPU")
+    workers: int = _flag(-1, "processes that load data", "machine", low=-1, high=1024, shown="by CPUs")
+    amp: str = _flag("auto", "mixed precision; auto = on CUDA", "machine", choices=("auto", "off", "fp16", "bf16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectOptions(_Options):
+    """Options of detect.py."""
+
+    weights: str = _flag("", "checkpoint (.pt)", "data and model", metavar="PATH", required=True)
+    source: str = _flag("", "image, folder, glob or video", "data and model", metavar="PATH", required=True)
+    imgsz: int = _flag(
+        0,
+        "side of the images, in pixels",
+        "data and model",
+        *("--img", "--img-size"),
+        low=0,
+        high=8192,
+        shown="that of the training",
+    )
+    vid_stride: int = _flag(1, "take every Nth frame of a video", "data and model", low=1)
+
+    conf_thres: float = _flag(0.25, "detections below this score are left out", "evaluation", "--conf", low=0, high=1)
+    iou_thres: float = _flag(0.45, "overlap that NMS allows (with --nms)", "evaluation", "--iou", low=0, high=1)
+    max_det: int = _flag(300, "detections an image at most", "evaluation", low=1, high=100_000)
+    classes: tuple[int, ...] = _flag((), "only these classes, by number", "evaluation", many=True, low=0, shown="all")
+    nms: bool = _flag(False, "use the one-to-many head with NMS instead of the NMS-free one", "evaluation")
+    agnostic_nms: bool = _flag(False, "NMS across classes (with --nms)", "evaluation")
+
+    save_txt: bool = _flag(False, "write detections as YOLO txt files", "output")
+    save_conf: bool = _flag(False, "add scores to the txt files", "output")
+    save_json: bool = _flag(False, "write detections as COCO JSON", "output")
+    save_crop: bool = _flag(False, "write each detection's cut-out", "output")
+    nosave: bool = _flag(False, "write no annotated pictures", "output")
+    line_thickness: int = _flag(
+        0, "width of box lines, in pixels", "output", low=0, high=100, shown="by the picture's size"
+    )
+    hide_labels: bool = _flag(False, "draw boxes without class names", "output")
+    hide_conf: bool = _flag(False, "draw class names without scores", "output")
+
+    project: str = _flag("runs/detect", "folder of runs", "run folder", metavar="DIR")
+    name: str = _flag("exp", "the run's folder; a number is added where it exists", "run folder", metavar="NAME")
+    exist_ok: bool = _flag(False, "write into the folder even if it exists", "run folder")
+
+    device: str = _flag("", "cpu, 0 or mps", "machine", shown="the first CUDA device, else the CPU")
+
+
+def flags(cls: type[_Options]) -> list[dataclasses.Field]:
+    """Return the fields that are flags."""
+    return [flag for flag in dataclasses.fields(cls) if flag.metadata]
+
+
+def parse(cls: type[T], argv: Sequence[str], prog: str, description: str) -> T:
+    """Read a command line (without the program's name) into options.
+
+    Flags may be written with `_` for `-`. Raises `UserError` for whatever is wrong; `--help` prints and exits 0.
+    """
+    words = [_hyphens(word) for word in argv]
+    _refuse_foreign(cls, words)
+    found, rest = _parser(cls, prog, description).parse_known_args(words)
+    if rest:
+        raise UserError(_stray(cls, prog, rest[0]))
+    values = {flag.name: _value(flag, vars(found)[flag.name]) for flag in flags(cls) if flag.name in vars(found)}
+    if not values.get("help_hyp"):
+        for flag in flags(cls):
+            if flag.metadata.get("required") and not values.get(flag.name):
+                raise UserError(f"{prog} needs {_spelling(flag)} {_metavar(flag)}: {flag.metadata['help']}")
+    return cls(explicit=frozenset(values), **values)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+
+def _parser(cls: type[_Options], prog: str, description: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34),
+    )
+    for name in GROUPS:
+        members = [flag for flag in flags(cls) if flag.metadata["group"] == name]
+        group = parser.add_argument_group(name) if members else None
+        for flag in members:
+            group.add_argument(*_spellings(flag), **_arguments(flag))
+    return parser
+
+
+def _arguments(flag: dataclasses.Field) -> dict[str, Any]:
+    """Return what argparse is told; it delivers texts, and only of flags that were typed."""
+    metadata, help = flag.metadata, flag.metadata["help"]
+    shown = metadata.get("shown", "" if metadata.get("required") else _shown(flag.default))
+    help = f"{help} (default: {shown})" if shown and flag.type != "bool" else help
+    arguments = {"dest": flag.name, "default": argparse.SUPPRESS, "help": help.replace("%", "%%")}
+    if flag.type == "bool":
+        return arguments | {"action": "store_true"}
+    arguments["metavar"] = _metavar(flag)
+    if "bare" in metadata:
+        return arguments | {"nargs": "?", "const": metadata["bare"]}
+    if metadata.get("many"):
+        return arguments | {"nargs": "+", "action": "extend"}
+    return arguments | ({"nargs": "+"} if flag.name == "imgsz" else {})
+
+
+def _value(flag: dataclasses.Field, given: Any) -> Any:
+    """Return the typed value of what argparse delivered."""
+    if flag.type == "bool":
+        return given
+    if flag.name == "imgsz":  # YOLOv5's habit of giving width and height, or train and test size
+        if len(set(given)) > 1:
+            raise UserError(f"{_spelling(flag)} {' '.join(given)}: images are square; give one size")
+        given = given[0]
+    if flag.metadata.get("many"):
+        return tuple(_convert(flag, text) for text in given)
+    return _convert(flag, given)
+
+
+def _convert(flag: dataclasses.Field, text: str) -> Any:
+    kind = "int" if "int" in flag.type else "float" if "float" in flag.type else "str"
+    choices = {choice.lower(): choice for choice in flag.metadata.get("choices", ())}
+    try:
+        return {"int": int, "float": float, "str": lambda word: choices.get(word.lower(), word)}[kind](text)
+    except ValueError:
+        what = "a whole number" if kind == "int" else "a number"
+        raise UserError(f"{_spelling(flag)} {_shown(text)}: not {what}") from None
+
+
+def _fault(flag: dataclasses.Field, value: Any) -> str:
+    """Return what is wrong with a flag's typed value, or an empty string."""
+    if value == flag.default and type(value) is type(flag.default):
+        return ""
+    if flag.type.startswith("tuple"):
+        if not isinstance(value, tuple):
+            return "not a list"
+        faults = [_member_fault(flag, "int" if "int" in flag.type else "str", member) for member in value]
+        return next(filter(None, faults), "")
+    return _member_fault(flag, flag.type.removesuffix(" | None"), value)
+
+
+def _member_fault(flag: dataclasses.Field, kind: str, value: Any) -> str:
+    types = {"int": int, "float": (int, float), "str": str, "bool": bool}[kind]
+    if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
+        return f"not {'a number' if kind in ('int', 'float') else 'a text' if kind == 'str' else 'true or false'}"
+    choices = flag.metadata.get("choices")
+    if choices and value not in choices:
+        return f"not one of {', '.join(choices)}{suggest(str(value), choices)}"
+    low, high = flag.metadata.get("low", float("-inf")), flag.metadata.get("high", float("inf"))
+    if kind in ("int", "float") and not low <= value <= high:
+        return f"out of range; allowed: {f'{low} or more' if high == float('inf') else f'{low} to {high}'}"
+    return ""
+
+
+def _refuse_foreign(cls: type[_Options], words: list[str]) -> None:
+    """Refuse flags of other trainers, with what to do instead."""
+    known = {name for flag in flags(cls) for name in _spellings(flag)}
+    for word in words:
+        name = word.partition("=")[0]
+        if name in _REFUSED and name not in known:
+            raise UserError(f"{name} does not exist here: {_REFUSED[name]}")
+
+
+def _stray(cls: type[_Options], prog: str, word: str) -> str:
+    """Return what to say of a word that belongs to no flag."""
+    known = {name: flag for flag in flags(cls) for name in _spellings(flag)}
+    if word.startswith("-"):
+        name = word.partition("=")[0]
+        return f"{prog}: {name}: unknown flag{suggest(name, [*known, '--help']) or '; --help lists them'}"
+    key, equals, value = word.partition("=")
+    if not equals:
+        return f"{prog}: {word}: belongs to no flag (a switch such as --exist-ok takes no word)"
+    form = _FOREIGN.get(key, f"--{key.replace('_', '-')}")
+    if form in known:
+        form += "" if known[form].type == "bool" else f" {value}"
+    else:
+        form = form + value if form.endswith("=") else f"--flag {value}"
+    return f"{prog}: {word}: flags are written --name value: {form}"
+
+
+def _hyphens(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+
+
+def _spelling(flag: dataclasses.Field) -> str:
+    return f"--{flag.name.replace('_', '-')}"
+
+
+def _spellings(flag: dataclasses.Field) -> list[str]:
+    return [_spelling(flag), *flag.metadata["names"]]
+
+
+def _metavar(flag: dataclasses.Field) -> str:
+    choices = "{" + ",".join(flag.metadata.get("choices", ())) + "}"
+    guess = "N" if "int" in flag.type else "X" if "float" in flag.type else "TEXT"
+    return flag.metadata.get("metavar", guess if choices == "{}" else choices)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else "''" if value == "" else str(value)

@@ -1,0 +1,30 @@
+"""Randomness keyed by what it is for: every draw is a pure function of (seed, purpose, key)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+# A purpose's number is part of every result ever trained: append, never reorder.
+PURPOSES = ("init", "order", "mosaic", "affine", "mixup", "hsv", "flip", "multi_scale", "shapes", "transfer")
+
+
+def rng(seed: int, purpose: str, *key: int) -> np.random.Generator:
+    """Return the generator of one draw, e.g. `rng(seed, "mosaic", epoch, index)`.
+
+    Philox keyed by a `SeedSequence` (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): generators of
+    different keys are independent, and none has a state that a resumed run would need.
+    """
+    spawn_key = (PURPOSES.index(purpose), *key)
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=spawn_key)))
+
+
+@contextlib.contextmanager
+def torch_seeded(seed: int, purpose: str, *key: int) -> Iterator[None]:
+    """Run torch's own random functions (weight initialisation) under a keyed seed; the global state is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng(seed, purpose, *key).integers(2**63)))
+        yield

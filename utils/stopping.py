@@ -1,0 +1,30 @@
+"""Best fitness so far, and when to stop for want of a better one."""
+
+from __future__ import annotations
+
+
+class EarlyStopping:
+    """Stop after `patience` epochs without a better fitness; 0 never stops.
+
+    Call `update` once per validated epoch. Epochs count from 0.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.best_fitness, self.best_epoch = -1.0, -1
+
+    def update(self, epoch: int, fitness: float) -> bool:
+        """Take in an epoch's fitness; return True where it is the best so far."""
+        better = fitness > self.best_fitness
+        if better:
+            self.best_fitness, self.best_epoch = fitness, epoch
+        return better
+
+    def should_stop(self, epoch: int) -> bool:
+        return self.patience > 0 and self.best_epoch >= 0 and epoch - self.best_epoch >= self.patience
+
+    def state_dict(self) -> dict[str, float | int]:
+        return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: dict[str, float | int]) -> None:
+        self.best_fitness, self.best_epoch = float(state["best_fitness"]), int(state["best_epoch"])

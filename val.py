@@ -1,0 +1,253 @@
+"""Evaluate a checkpoint: `python val.py --weights runs/train/exp/weights/best.pt`.
+
+`evaluate` is the one evaluation path: training calls the same function on the same batches.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.config import load_data_config
+from data.dataset import DetectionDataset
+from data.formats import Fault
+from data.index import Index, build_index
+from data.loader import Batch, Loader
+from models.decode import ImageDetections, detect
+from models.loss import DetectionLoss
+from models.yolo import MAX_STRIDE, YOLO, ModelConfig
+from utils.checkpoint import load_checkpoint, model_weights
+from utils.device import Precision, select_device
+from utils.errors import UserError, run_cli
+from utils.hyp import Hyp
+from utils.loggers import Progress
+from utils.metrics import (
+    CocoScores,
+    Curves,
+    Detections,
+    coco_evaluate,
+    confusion_matrix,
+    detections_to_coco,
+    pr_curves,
+    to_coco_json,
+)
+from utils.options import ValOptions, parse
+from utils.plots import plot_confusion, plot_curves, plot_images
+from utils.rundir import RunDir, new_run
+
+MAX_FAULTS = 10  # faulty labels that are printed one by one
+
+
+@dataclass(frozen=True)
+class DetectSettings:
+    """How predictions become detections. `nms` takes the one-to-many branch and NMS at `iou`."""
+
+    nms: bool = False
+    conf: float = 0.001
+    iou: float = 0.7
+    max_det: int = 300
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that an evaluation found. losses: box, cls, dfl, mean over images."""
+
+    scores: CocoScores
+    curves: Curves
+    losses: tuple[float, float, float]
+    detections: Detections
+
+    def row(self) -> dict[str, float]:
+        """The columns of results.csv."""
+        metrics = {
+            "precision": self.curves.best_precision,
+            "recall": self.curves.best_recall,
+            "mAP50": self.scores.map50,
+            "mAP50-95": self.scores.map,
+        }
+        losses = dict(zip(("box", "cls", "dfl"), self.losses, strict=True))
+        return {f"metrics/{k}": v for k, v in metrics.items()} | {f"val/{k}_loss": v for k, v in losses.items()}
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    truth: Index,
+    names: tuple[str, ...],
+    criterion: DetectionLoss,
+    precision: Precision,
+    settings: DetectSettings,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run `model` over all batches of `loader` and score it by COCO's definition.
+
+    Args:
+        model: in any mode; evaluated in eval mode and left so.
+        truth: the index that the loader's `batch.indices` point into.
+    """
+    model.eval()
+    parts: list[Detections] = []
+    losses = torch.zeros(3, device=precision.device)
+    for batch in loader.epoch(0):
+        batch = batch.to(precision.device)
+        with precision.autocast():
+            predictions = model(batch.images)
+        losses += criterion(predictions, batch.boxes, batch.classes).parts * len(batch)
+        found = detect(predictions, nms=settings.nms, conf=settings.conf, iou=settings.iou, max_det=settings.max_det)
+        parts += to_original(found, batch, truth.sizes)
+        if progress is not None:
+            progress.update(images=len(batch))
+    detections = Detections.concatenate(parts)
+    box, cls, dfl = (losses / max(len(truth), 1)).tolist()
+    scores = coco_evaluate(truth, detections, names)
+    return Evaluation(scores, pr_curves(truth, detections, len(names)), (box, cls, dfl), detections)
+
+
+def to_original(found: list[ImageDetections], batch: Batch, sizes: np.ndarray) -> list[Detections]:
+    """Bring detections from the network's input back to pixels of the original images, clipped to them."""
+    parts = []
+    for one, index, letterbox in zip(found, batch.indices.tolist(), batch.letterbox.tolist(), strict=True):
+        gain_x, gain_y, pad_x, pad_y = letterbox
+        shift = torch.tensor([pad_x, pad_y] * 2, device=one.boxes.device)
+        boxes = (one.boxes - shift) / torch.tensor([gain_x, gain_y] * 2, device=one.boxes.device)
+        width, height = sizes[index]
+        boxes[:, 0::2].clamp_(0, float(width))
+        boxes[:, 1::2].clamp_(0, float(height))
+        count = len(one.scores)
+        parts.append(
+            Detections(np.full(count, index, np.int64), _array(boxes), _array(one.scores), _array(one.classes))
+        )
+    return parts
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.cpu().numpy()
+
+
+def load_model(path: str, device: torch.device) -> tuple[YOLO, dict]:
+    """Build the model of a checkpoint with its averaged weights, in eval mode; return it and the whole checkpoint."""
+    content = load_checkpoint(Path(path))
+    model = YOLO(ModelConfig(**content["model"]))
+    model.load_state_dict(model_weights(content))
+    return model.to(device, memory_format=torch.channels_last).eval(), content
+
+
+def print_faults(split: str, faults: list[Fault]) -> None:
+    """Warn of labels that could not be taken; the rest of the data is used."""
+    for fault in faults[:MAX_FAULTS]:
+        print(f"warning: {split}: {fault}")
+    if len(faults) > MAX_FAULTS:
+        print(f"warning: {split}: {len(faults) - MAX_FAULTS} more of these")
+
+
+def print_scores(evaluation: Evaluation, truth: Index, names: tuple[str, ...], verbose: bool) -> None:
+    """Print a table: all classes, and each one if asked for or if they are few."""
+    scores, curves = evaluation.scores, evaluation.curves
+    head = ("class", "images", "objects", "P", "R", "mAP50", "mAP50-95")
+    print("{:>20}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}".format(*head))
+    line = "{:>20}{:>9}{:>9}{:>9.3f}{:>9.3f}{:>9.4f}{:>10.4f}"
+    objects = int(curves.truths.sum())
+    print(line.format("all", len(truth), objects, curves.best_precision, curves.best_recall, scores.map50, scores.map))
+    if verbose or 1 < len(names) <= 20:
+        image_of = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
+        best = int(np.searchsorted(curves.confidence, curves.best_confidence).clip(0, len(curves.confidence) - 1))
+        for i, name in enumerate(names):
+            images = len(np.unique(image_of[truth.classes == i]))
+            p, r = curves.precision[i, best], curves.recall[i, best]
+            print(line.format(name[:19], images, curves.truths[i], p, r, scores.ap50[i], scores.ap[i]))
+    sizes = ((scores.map_small, "small"), (scores.map_medium, "medium"), (scores.map_large, "large"))
+    known = ", ".join(f"{name} {value:.4f}" for value, name in sizes if not np.isnan(value))
+    print(f"mAP50-95 by object size (COCO: below 32², below 96², larger pixels): {known}; best F1 {curves.best_f1:.3f} "
+          f"at confidence {curves.best_confidence:.3f}")  # fmt: skip
+
+
+def save_pictures(run: RunDir, evaluation: Evaluation, loader: Loader, truth: Index, names: tuple[str, ...]) -> None:
+    """Draw the curves, the confusion matrix and the first three batches with labels and with predictions."""
+    plot_curves(evaluation.curves, names, run.path)
+    plot_confusion(confusion_matrix(truth, evaluation.detections, len(names)), names, run.path / "confusion_matrix.png")
+    found = evaluation.detections
+    for number, batch in zip(range(3), loader.epoch(0), strict=False):
+        boxes = [b[c >= 0].numpy() for b, c in zip(batch.boxes, batch.classes, strict=True)]
+        classes = [c[c >= 0].numpy() for c in batch.classes]
+        plot_images(batch.images.numpy(), boxes, classes, names, run.path / f"val_batch{number}_labels.jpg")
+        chosen = [found.take((found.image == i) & (found.scores > 0.25)) for i in batch.indices.tolist()]
+        ways = batch.letterbox.numpy()
+        boxes = [d.boxes * np.tile(w[:2], 2) + np.tile(w[2:], 2) for d, w in zip(chosen, ways, strict=True)]
+        plot_images(
+            batch.images.numpy(),
+            boxes,
+            [d.classes for d in chosen],
+            names,
+            run.path / f"val_batch{number}_pred.jpg",
+            scores=[d.scores for d in chosen],
+        )
+
+
+def save_detections(run: RunDir, options: ValOptions, evaluation: Evaluation, truth: Index, names: tuple) -> None:
+    """Write detections as COCO JSON (with the truth beside it, for other evaluators) and YOLO txt, as asked for."""
+    if options.save_json:
+        files = [truth.path(i) for i in range(len(truth))]
+        _dump(run.path / "truth.json", to_coco_json(truth, names, files))
+        _dump(run.path / "predictions.json", detections_to_coco(evaluation.detections))
+    if options.save_txt:
+        folder = run.path / "labels"
+        folder.mkdir(exist_ok=True)
+        for i in range(len(truth)):
+            one = evaluation.detections.take(evaluation.detections.image == i)
+            rows = yolo_rows(one, tuple(truth.sizes[i].tolist()), options.save_conf)
+            (folder / f"{Path(truth.path(i)).stem}.txt").write_text(rows)
+
+
+def yolo_rows(found: Detections, size: tuple[int, int], with_scores: bool) -> str:
+    """Format detections as YOLO label rows: class, centre x, centre y, width, height as shares of (width, height)."""
+    scale = np.array(size * 2, np.float64)
+    corners = found.boxes.astype(np.float64) / scale
+    rows = []
+    for (x1, y1, x2, y2), label, score in zip(corners, found.classes, found.scores, strict=True):
+        row = f"{label} {(x1 + x2) / 2:.6f} {(y1 + y2) / 2:.6f} {x2 - x1:.6f} {y2 - y1:.6f}"
+        rows.append(row + (f" {score:.6f}\n" if with_scores else "\n"))
+    return "".join(rows)
+
+
+def _dump(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value))
+
+
+def main(argv: list[str] | None = None) -> Evaluation:
+    options = parse(ValOptions, sys.argv[1:] if argv is None else argv, "val.py", "Evaluate a checkpoint by COCO mAP.")
+    precision = Precision(select_device(options.device), options.amp)
+    model, content = load_model(options.weights, precision.device)
+    config = load_data_config(options.data or content["data"], options.single_cls or content["single_cls"])
+    if config.nc != len(content["names"]):
+        raise UserError(
+            f"{config.file}: has {config.nc} classes, {options.weights} was trained on {len(content['names'])}"
+        )
+    index, faults = build_index(config, options.task)
+    print_faults(options.task, faults)
+    hyp = Hyp.from_dict(content["hyp"])
+    imgsz = options.imgsz or content["imgsz"]
+    dataset = DetectionDataset(index, imgsz, hyp, seed=0, epochs=1, augment=False, rect=True, stride=MAX_STRIDE)
+    loader = Loader(dataset, options.batch_size, workers=max(options.workers, 0), seed=0, shuffle=False)
+    run = new_run(options.project, options.name, options.exist_ok)
+    settings = DetectSettings(options.nms, options.conf_thres, options.iou_thres, options.max_det)
+    with Progress(len(loader), f"{options.task}") as progress:
+        criterion = DetectionLoss(hyp, config.nc)
+        evaluation = evaluate(model, loader, index, config.names, criterion, precision, settings, progress)
+    print_scores(evaluation, index, config.names, options.verbose)
+    if not options.noplots:
+        save_pictures(run, evaluation, loader, index, config.names)
+    save_detections(run, options, evaluation, index, config.names)
+    loader.close()
+    print(f"results in {run.path}")
+    return evaluation
+
+
+if __name__ == "__main__":
+    run_cli(main)
