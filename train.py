@@ -119,7 +119,7 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
             scaler.update()
             training.optimizer.zero_grad(set_to_none=True)
             state.step, state.batch = state.step + 1, number + 1
-        facts = {**dict(zip(("box", "cls", "dfl"), loss.parts, strict=True)), "lr": training.lr.current()["decay"]}
+        facts = {**dict(zip(("box", "cls", "dfl"), loss.parts, strict=True)), "lr": training.optimizer.param_groups[0]["lr"]}
         progress.update(facts, len(batch))
     training.lr.end_epoch()
     state.epoch, state.batch = state.epoch + 1, 0

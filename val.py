@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,17 +115,17 @@ def to_original(found: list[ImageDetections], batch: Batch, sizes: np.ndarray) -
     """Bring detections from the network's input back to pixels of the original images, clipped to them."""
     parts = []
     for one, index, letterbox in zip(found, batch.indices.tolist(), batch.letterbox.tolist(), strict=True):
-        gain_x, gain_y, pad_x, pad_y = letterbox
-        shift = torch.tensor([pad_x, pad_y] * 2, device=one.boxes.device)
-        boxes = (one.boxes - shift) / torch.tensor([gain_x, gain_y] * 2, device=one.boxes.device)
-        width, height = sizes[index]
-        boxes[:, 0::2].clamp_(0, float(width))
-        boxes[:, 1::2].clamp_(0, float(height))
-        count = len(one.scores)
-        parts.append(
-            Detections(np.full(count, index, np.int64), _array(boxes), _array(one.scores), _array(one.classes))
-        )
+        boxes = to_original_boxes(one.boxes, letterbox, sizes[index].tolist())
+        images = np.full(len(boxes), index, np.int64)
+        parts.append(Detections(images, _array(boxes), _array(one.scores), _array(one.classes)))
     return parts
+
+
+def to_original_boxes(boxes: Tensor, letterbox: Sequence[float], size: Sequence[int]) -> Tensor:
+    """Undo a letterbox: boxes `[K, 4]`, letterbox (gain x, gain y, pad x, pad y), size (width, height) of the image."""
+    gain_x, gain_y, pad_x, pad_y = letterbox
+    shift, gain = boxes.new_tensor([pad_x, pad_y] * 2), boxes.new_tensor([gain_x, gain_y] * 2)
+    return torch.minimum(((boxes - shift) / gain).clamp(min=0), boxes.new_tensor(tuple(size) * 2))
 
 
 def _array(x: Tensor) -> np.ndarray:

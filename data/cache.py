@@ -68,12 +68,18 @@ def load_image(path: str | os.PathLike[str], imgsz: int) -> np.ndarray:
         image = None
     if image is None:
         raise UserError(f"{path}: not an image that OpenCV can decode ({data.size} bytes)")
+    image = resize_long_side(image, imgsz)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def resize_long_side(image: np.ndarray, imgsz: int) -> np.ndarray:
+    """Resize uint8 `[H, W, 3]` so that its long side is `imgsz`: by area when shrinking, bilinear when growing."""
     height, width = image.shape[:2]
     size = tuple(resized_sizes(np.array([width, height]), imgsz).tolist())
-    if size != (width, height):
-        shrinks = max(width, height) > imgsz
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    if size == (width, height):
+        return image
+    shrinks = max(width, height) > imgsz
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def load_indexed(images: ImageList, i: int, imgsz: int) -> np.ndarray:

@@ -155,7 +155,7 @@ def _key(config: DataConfig, split: str) -> str:
 
 def _load(file: Path, key: str, config: DataConfig) -> tuple[Index, list[Fault]] | None:
     try:
-        with np.load(file, allow_pickle=False) as data:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as data:
             if str(data["key"]) != key:
                 return None
             index = Index(root=str(config.root), **{name: data[name] for name in ARRAYS})

@@ -25,8 +25,8 @@ NAMES = ("circle", "square", "triangle", "star", "cross")
 SPLITS = {"train": 400, "val": 100}
 SIDE = 160  # px
 CLUTTER = -1  # the class of what is no class
-MIN_VISIBLE = 0.5  # share of a shape's area that is in the picture and under no other shape
-RADII = (10.0, 36.0)  # px, of the circle around a shape
+MIN_VISIBLE = 0.6  # share of a shape's area that is in the picture and under no other shape
+RADII = (15.0, 42.0)  # px, of the circle around a shape
 TRIES = 20  # places tried for a shape before it is left out
 
 
@@ -93,7 +93,7 @@ def draw_picture(draw: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
     """Draw one picture: (uint8 `[SIDE, SIDE, 3]` RGB, its shapes from the lowest to the topmost)."""
     image = _texture(draw, draw.uniform(50, 205, 3), coarse=True)
     shapes: list[Shape] = []
-    labels = [*draw.integers(len(NAMES), size=draw.integers(3, 8)), *[CLUTTER] * draw.integers(1, 5)]
+    labels = [*draw.integers(len(NAMES), size=draw.integers(3, 7)), *[CLUTTER] * draw.integers(1, 4)]
     for label in draw.permutation(labels):
         shape = _place(draw, int(label), shapes)
         if shape is None:
@@ -104,7 +104,7 @@ def draw_picture(draw: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
         texture = _texture(draw, _contrast(draw, image[shape.mask > 127].mean(0)), coarse=False)
         image += (texture - image) * (shape.mask[..., None] / np.float32(255))
     image = cv2.GaussianBlur(image, (0, 0), draw.uniform(0.3, 0.8))
-    image += draw.normal(0, draw.uniform(3, 10), image.shape).astype(np.float32)
+    image += draw.normal(0, draw.uniform(2, 8), image.shape).astype(np.float32)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), shapes
 
 
@@ -136,7 +136,7 @@ def _area(points: np.ndarray) -> float:
 
 def _squeeze(draw: np.random.Generator) -> np.ndarray:
     """A rotation by any angle, after a stretch that leaves the outline what it is."""
-    angle, stretch = draw.uniform(0, 2 * np.pi), draw.uniform(0.8, 1.0)
+    angle, stretch = draw.uniform(0, 2 * np.pi), draw.uniform(0.85, 1.0)
     cos, sin = np.cos(angle), np.sin(angle)
     return np.array([[1, 0], [0, stretch]]) @ np.array([[cos, sin], [-sin, cos]])
 
@@ -183,7 +183,7 @@ def _bar() -> np.ndarray:
 
 def _arc() -> np.ndarray:
     outer = _around(np.arange(0, 201, 8))
-    return np.concatenate([outer, outer[::-1] * 0.74])
+    return np.concatenate([outer, outer[::-1] * 0.78])
 
 
 def _angle() -> np.ndarray:
@@ -194,7 +194,7 @@ def _contrast(draw: np.random.Generator, ground: np.ndarray) -> np.ndarray:
     """A colour that is seen on the ground: the first of some that is far enough, else the farthest."""
     colours = draw.uniform(30, 225, (8, 3))
     distance = np.abs(colours - ground).max(1)
-    far = np.flatnonzero(distance > 70)
+    far = np.flatnonzero(distance > 90)
     return colours[far[0] if len(far) else distance.argmax()]
 
 
@@ -215,5 +215,5 @@ def _texture(draw: np.random.Generator, colour: np.ndarray, coarse: bool) -> np.
         pattern = cv2.resize(cells, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     else:
         pattern = np.clip((along + across) / np.float32(6 * np.pi) - np.float32(1), -1, 1)
-    swing = draw.uniform(-30, 30, 3).astype(np.float32)
+    swing = draw.uniform(-25, 25, 3).astype(np.float32)
     return colour.astype(np.float32) + pattern.astype(np.float32)[..., None] * swing

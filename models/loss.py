@@ -105,7 +105,7 @@ def distribution_focal_loss(predictions: Predictions, target: Tensor) -> Tensor:
     sides = (torch.cat([low, high], -1) / predictions.strides).clamp(0, REG_MAX - 1 - 0.01)
     left = sides.floor()
     log_p = predictions.distances.float().unflatten(-1, (4, REG_MAX)).log_softmax(-1)
-    index = left.long()[..., None]
+    index = left.long().clamp(0, REG_MAX - 2)[..., None]  # NaN becomes no index: the loss shows it, nothing breaks
     at_left, at_right = log_p.gather(-1, index)[..., 0], log_p.gather(-1, index + 1)[..., 0]
     share = sides - left
     return -(at_left * (1 - share) + at_right * share).mean(-1)

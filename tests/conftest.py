@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,3 +25,27 @@ def bccd() -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches of a test never land in, or are read from, the user's."""
     monkeypatch.setenv("LOCKSTEP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data yaml of 12 training and 4 validation images of 64×64 (one 64×48) with bright squares and dark bars."""
+    root = tmp_path_factory.mktemp("tiny")
+    random = np.random.default_rng(7)
+    for split, count in (("train", 12), ("val", 4)):
+        for folder in ("images", "labels"):
+            (root / folder / split).mkdir(parents=True)
+        for number in range(count):
+            height = 48 if number == 1 else 64
+            image = random.integers(90, 140, (height, 64, 3), np.uint8)
+            rows = []
+            for label in range(2):
+                w, h = (20, 20) if label == 0 else (28, 10)
+                x, y = int(random.integers(0, 64 - w)), int(random.integers(0, height - h))
+                image[y : y + h, x : x + w] = 250 if label == 0 else 5
+                rows.append(f"{label} {(x + w / 2) / 64} {(y + h / 2) / height} {w / 64} {h / height}\n")
+            cv2.imwrite(str(root / "images" / split / f"{number:02d}.png"), image)
+            (root / "labels" / split / f"{number:02d}.txt").write_text("".join(rows))
+    file = root / "tiny.yaml"
+    file.write_text("train: images/train\nval: images/val\nnames: [square, bar]\n")
+    return file

@@ -9,12 +9,16 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 import data.config
+from data.cache import cache_root
 from data.config import Source, load_data_config
 from data.download import fetch
+from data.formats import read_split
+from data.shapes import NAMES, SPLITS
 from utils.errors import UserError
 
 DATA = Path(data.config.__file__).parent
@@ -248,6 +252,15 @@ def test_class_names_of_the_public_sets() -> None:
     voc = load_data_config("voc").names
     assert len(voc) == 20 and list(voc) == sorted(voc) and {"aeroplane", "diningtable", "tvmonitor"} < set(voc)
     assert load_data_config("bccd").names == load_data_config("bccd-tune").names == ("RBC", "WBC", "Platelets")
+
+
+def test_the_embedded_set_is_made_on_first_use() -> None:
+    config = load_data_config("shapes")
+    assert config.names == NAMES and config.root.is_relative_to(cache_root().resolve())
+    for split, count in SPLITS.items():
+        records, faults = read_split(config, split)
+        assert len(records) == count and not faults
+        assert set(np.concatenate([record.classes for record in records]).tolist()) == set(range(config.nc))
 
 
 def test_bccd_tune_never_sees_the_test_images() -> None:

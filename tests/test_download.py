@@ -8,13 +8,14 @@ import io
 import stat
 import tarfile
 import threading
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from data.download import Archive, fetch, fetch_file, unpack
+from data.download import Archive, _Redirects, fetch, fetch_file, unpack
 from utils.errors import UserError
 
 
@@ -154,8 +155,11 @@ def test_only_https_is_fetched_also_after_a_redirect(server: Server, tmp_path: P
             fetch_file(Archive(url), tmp_path / "got")
     assert not server.asked
     for path in ("/to_file", "/to_ftp"):
-        with pytest.raises(UserError, match="only https is fetched"):
+        with pytest.raises(UserError, match="only https is fetched|file:.* is not allowed"):
             fetch_file(Archive(server.url(path)), tmp_path / "got", allow_http=True)
+    request = urllib.request.Request("https://example.org/f")
+    with pytest.raises(UserError, match="http://example.org/g: only https is fetched"):
+        _Redirects(False).redirect_request(request, None, 302, "Found", {}, "http://example.org/g")
     fetch_file(Archive(server.url("/to_f")), tmp_path / "got", allow_http=True)
     assert (tmp_path / "got").read_bytes() == b"1"
 

@@ -19,7 +19,7 @@ CLASSIC = {  # the recipe as YOLOv5 and YOLOv7 users know it
     **{"hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "translate": 0.2, "scale": 0.5, "fliplr": 0.5, "flipud": 0},
     **{"mosaic": 1, "mixup": 0.05, "degrees": 0, "shear": 0, "perspective": 0},
 }
-FOREIGN = "obj obj_pw cls_pw iou_t anchor_t anchors fl_gamma copy_paste paste_in loss_ota pose kobj nbs".split()
+FOREIGN = "obj obj_pw cls_pw iou_t anchor_t anchors fl_gamma copy_paste paste_in loss_ota pose kobj nbs"
 
 
 def read(tmp_path: Path, text: str | bytes, *overrides: str) -> Hyp:
@@ -139,7 +139,7 @@ def test_all_faults_of_file_and_overrides_at_once(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("key", FOREIGN)
+@pytest.mark.parametrize("key", FOREIGN.split())
 def test_keys_of_other_trainers_get_a_reason(tmp_path: Path, key: str) -> None:
     message = refusal(tmp_path, f"{key}: 1.0\n")
     assert message.startswith(f"my.yaml:1: {key}: not a key here: ") and len(message.split()) > 8
@@ -248,3 +248,14 @@ def test_every_key_is_explained_in_the_table() -> None:
     for row, key in zip(rows, KEYS.values(), strict=True):
         assert key.metadata["doc"] and row.endswith(key.metadata["doc"])
         assert key.type == "bool" or key.metadata["within"] or key.metadata["choices"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.one_of(st.text(), st.from_regex(r"(lr0|close_mosaic|optimizer|lr1): ?[^\n]{0,9}\n?", fullmatch=True)))
+def test_whatever_a_file_holds_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    try:
+        hyp = read(tmp_path_factory.getbasetemp(), text.encode("utf-8", "surrogatepass"))
+    except UserError as error:
+        assert "my.yaml" in str(error)
+    else:
+        assert 0 < hyp.lr0 <= 10 and isinstance(hyp.close_mosaic, int)

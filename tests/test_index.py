@@ -277,14 +277,15 @@ def test_changes_of_annotation_files_and_lists_are_seen(bccd: Path, tmp_path: Pa
     assert len(build_index(config, "train")[0].boxes) == index.offsets[1]
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a zip", None])
-def test_a_damaged_cache_is_read_anew(toy: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | None) -> None:
+@pytest.mark.parametrize("damage", ["empty", "not a zip", "cut", "a flipped byte"])
+def test_a_damaged_cache_is_read_anew(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    monkeypatch.setenv("LOCKSTEP_CACHE", str(tmp_path / "cache"))
     digest, _ = builds(toy, monkeypatch)
-    for file in (cache_root() / "index").glob("data-train-*.npz"):
-        whole = file.read_bytes()
-        flipped = bytearray(whole)
-        flipped[len(whole) // 2] ^= 0xFF
-        file.write_bytes(bytes(flipped) if damage is None else damage)
+    (file,) = (cache_root() / "index").iterdir()
+    whole = file.read_bytes()
+    place = whole.index(b"images/a.png") + 3  # in the paths
+    flipped = whole[:place] + b"X" + whole[place + 1 :]
+    file.write_bytes({"empty": b"", "not a zip": b"PK\x03\x04", "cut": whole[:-9], "a flipped byte": flipped}[damage])
     assert builds(toy, monkeypatch) == (digest, 1)
     assert builds(toy, monkeypatch) == (digest, 0)
 

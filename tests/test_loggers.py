@@ -149,6 +149,12 @@ def test_an_epoch_that_breaks_off_says_where(monkeypatch: pytest.MonkeyPatch) ->
     assert stream.getvalue().endswith("1.0 s, 00:15 left\n")
 
 
+def test_an_epoch_that_breaks_off_before_its_first_batch_is_no_error() -> None:
+    stream = io.StringIO()
+    Progress(4, "epoch 1/2", epochs_to_come=1, stream=stream).close()
+    assert stream.getvalue().startswith("epoch 1/2 stopped at 0/4, ") and "left" not in stream.getvalue()
+
+
 def test_a_terminal_gets_a_bar_with_the_same_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     run_progress(stream, monkeypatch)

@@ -267,6 +267,20 @@ def test_a_truth_is_found_once_and_by_the_better_score() -> None:
     assert match(truth, detections, 0.5).tolist() == [UNMATCHED, 0]
 
 
+def test_of_equal_overlaps_the_last_truth_is_taken_as_coco_does() -> None:
+    truth = make_truth([[(0, 0, 0, 10, 10), (0, 0, 0, 10, 10), (0, 0, 0, 10, 30)]])
+    detections = make_detections([(0, 0, 0.9, 0, 0, 10, 10), (0, 0, 0.8, 0, 0, 10, 10), (0, 0, 0.7, 0, 0, 10, 10)])
+    assert match(truth, detections, 0.3).tolist() == [1, 0, 2]
+
+
+def test_a_detection_counts_at_a_threshold_equal_to_its_score() -> None:
+    truth = make_truth([[(0, 0, 0, 10, 10), (0, 50, 50, 60, 60)]])
+    detections = make_detections([(0, 0, 1.0, 0, 0, 10, 10), (0, 0, 0.0, 50, 50, 60, 60)])
+    curves = pr_curves(truth, detections, 1)
+    assert curves.recall[0, [0, 1, 998, 999]].tolist() == [1, 0.5, 0.5, 0.5]
+    assert confusion_matrix(truth, detections, 1, conf=1.0).tolist() == [[1, 0], [1, 0]]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_curves_equal_slow_counts(seed: int) -> None:
     truth, detections = make_scene(seed, nc=3)

@@ -138,9 +138,9 @@ def read_results(path: Path) -> dict[str, np.ndarray]:
     """The columns of results.csv as float64[rows]; an empty cell is NaN."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
-    names = [name.strip() for name in rows[0]] if rows else []
+    names = rows[0] if rows else []
     cells = [[float(cell) if cell.strip() else np.nan for cell in row] for row in rows[1:]]
-    columns = np.array(cells, np.float64).reshape(-1, len(names)).T
+    columns = np.array(cells, np.float64).reshape(len(cells), len(names)).T
     return dict(zip(names, columns, strict=True))
 
 
@@ -434,7 +434,7 @@ def draw_boxes(
     for i in order[::-1]:
         x1, y1, x2, y2 = boxes[i].round().astype(int).tolist()
         line = max(1, round(min(long_side / 350, min(x2 - x1, y2 - y1) / 10)))
-        cv2.rectangle(image, (x1, y1), (x2, y2), _rgb(classes[i]), line, cv2.LINE_AA)
+        cv2.rectangle(image, (x1, y1), (x2, y2), _rgb(classes[i]), line)
     extents = [_text_extent(label, scale, thickness) for label in labels]
     for i, label, spot in zip(order, labels, _place_labels(boxes[order], extents, image.shape), strict=True):
         if spot is not None:

@@ -135,10 +135,6 @@ def set_momentum(group: dict[str, Any], momentum: float) -> None:
         group["momentum"] = momentum
 
 
-def get_momentum(group: dict[str, Any]) -> float:
-    return group["betas"][0] if "betas" in group else group["momentum"]
-
-
 class LearningRate:
     """`LambdaLR`, stepped once an epoch, with the warm-up on top.
 
@@ -150,22 +146,20 @@ class LearningRate:
         self.optimizer, self.settings = optimizer, settings
         self.warmup = build_warmup(settings, epochs, steps_per_epoch)
         self.scheduler = LambdaLR(optimizer, lr_lambda=build_factor(settings, epochs))
+        self._applied: dict[str, float] = {}
 
     def apply(self, step: int) -> None:
         """Set lr and momentum of every group for iteration `step` (counted from 0 over the whole run)."""
         for group, target in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = self.warmup.lr(group["name"], target, step)
+            group["lr"] = self._applied[group["name"]] = self.warmup.lr(group["name"], target, step)
             set_momentum(group, self.warmup.momentum_at(self.settings.momentum, step))
 
     def end_epoch(self) -> None:
         self.scheduler.step()
 
     def current(self) -> dict[str, float]:
-        """The lr of each group as last applied."""
-        return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
-
-    def momentum(self) -> float:
-        return float(get_momentum(self.optimizer.param_groups[0]))
+        """The lr of each group that the last optimizer step used (the groups' own is the next epoch's after its end)."""
+        return dict(self._applied)
 
 
 def describe_curve(curve: LRCurve) -> list[str]:

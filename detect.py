@@ -1,0 +1,238 @@
+"""Find objects in images and videos: `python detect.py --weights best.pt --source pictures/`."""
+
+from __future__ import annotations
+
+import glob
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.augment import letterbox
+from data.cache import resize_long_side
+from models.decode import detect
+from models.yolo import MAX_STRIDE, YOLO
+from utils.device import select_device
+from utils.errors import UserError, run_cli, suggest
+from utils.metrics import Detections, detections_to_coco
+from utils.options import DetectOptions, parse
+from utils.plots import draw_boxes
+from utils.rundir import RunDir, new_run
+from val import load_model, to_original_boxes, yolo_rows
+
+IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of the source.
+
+    image: uint8 `[H, W, 3]`, RGB.  file: where it comes from.  number: of the frame in a video (from 1), else 0.
+    fps: frames a second of the video, else 0.
+    """
+
+    image: np.ndarray
+    file: Path
+    number: int = 0
+    fps: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.file.stem}_{self.number}" if self.number else self.file.stem
+
+
+def find_files(source: str) -> list[Path]:
+    """Return the images and videos that an image, a video, a folder, a glob or a txt list of these names.
+
+    Raises:
+        UserError: nothing there, or nothing of a kind that can be read.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(path.iterdir())
+    elif path.is_file() and path.suffix.lower() == ".txt":
+        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        found = [file for line in lines if line for file in find_files(line)]
+    elif path.is_file():
+        found = [path]
+    else:
+        found = [Path(file) for file in sorted(glob.glob(source, recursive=True))]
+    if not found:
+        near = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise UserError(f"--source {source}: no such file, folder or pattern{near}")
+    known = [file for file in found if file.suffix.lower() in IMAGES + VIDEOS]
+    if not known:
+        raise UserError(f"--source {source}: no image or video in it; read are {' '.join(IMAGES + VIDEOS)}")
+    return known
+
+
+def read_frames(files: list[Path], stride: int) -> Iterator[Frame]:
+    """Read images, and every `stride`-th frame of videos, one at a time."""
+    for file in files:
+        if file.suffix.lower() in VIDEOS:
+            yield from _video_frames(file, stride)
+            continue
+        image = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) if file.stat().st_size else None
+        if image is None:
+            print(f"warning: {file}: not an image that OpenCV can decode; left out", file=sys.stderr)
+            continue
+        yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), file)
+
+
+def _video_frames(file: Path, stride: int) -> Iterator[Frame]:
+    video = cv2.VideoCapture(str(file))
+    fps = (video.get(cv2.CAP_PROP_FPS) or 25.0) / stride
+    number = 0
+    while video.grab():
+        number += 1
+        if (number - 1) % stride == 0:
+            got, image = video.retrieve()
+            if got:
+                yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), file, number, fps)
+    video.release()
+    if number == 0:
+        print(f"warning: {file}: not a video that OpenCV can decode; left out", file=sys.stderr)
+
+
+@torch.inference_mode()
+def detect_frame(
+    model: YOLO, device: torch.device, image: np.ndarray, imgsz: int, options: DetectOptions
+) -> Detections:
+    """Return the detections of one RGB image in its own pixels, best first."""
+    height, width = image.shape[:2]
+    small = resize_long_side(image, imgsz)
+    shape = (-(-side // MAX_STRIDE) * MAX_STRIDE for side in small.shape[:2])
+    canvas, left, top = letterbox(small, *shape)
+    batch = torch.from_numpy(canvas).permute(2, 0, 1)[None].to(device)
+    found = detect(
+        model(batch),
+        nms=options.nms,
+        conf=options.conf_thres,
+        iou=options.iou_thres,
+        max_det=options.max_det,
+        agnostic=options.agnostic_nms,
+    )[0]
+    way = (small.shape[1] / width, small.shape[0] / height, left, top)
+    boxes = to_original_boxes(found.boxes, way, (width, height))
+    result = Detections(np.zeros(len(boxes), np.int64), *(_array(x) for x in (boxes, found.scores, found.classes)))
+    return result.take(np.isin(result.classes, options.classes)) if options.classes else result
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.cpu().numpy()
+
+
+class Writer:
+    """Writes what the options ask for, frame by frame; videos and detections.json are ended by `close`."""
+
+    def __init__(self, run: RunDir, options: DetectOptions, names: tuple[str, ...], stack: ExitStack) -> None:
+        self.folder, self.options, self.names, self.stack = run.path, options, names, stack
+        self.videos: dict[Path, cv2.VideoWriter] = {}
+        self.records: list[dict] = []
+
+    def write(self, frame: Frame, found: Detections) -> None:
+        height, width = frame.image.shape[:2]
+        if not self.options.nosave:
+            self._draw(frame, found)
+        if self.options.save_txt:
+            (self._sub("labels") / f"{frame.name}.txt").write_text(
+                yolo_rows(found, (width, height), self.options.save_conf)
+            )
+        if self.options.save_json:
+            for record in detections_to_coco(found):
+                self.records.append({**record, "image_id": frame.name, "file_name": str(frame.file)})
+        if self.options.save_crop:
+            self._crop(frame, found)
+
+    def close(self) -> None:
+        if self.options.save_json:
+            (self.folder / "detections.json").write_text(json.dumps(self.records))
+
+    def _draw(self, frame: Frame, found: Detections) -> None:
+        options = self.options
+        picture = draw_boxes(
+            frame.image,
+            found.boxes,
+            found.classes,
+            self.names,
+            found.scores,
+            line=options.line_thickness,
+            show_labels=not options.hide_labels,
+            show_scores=not options.hide_conf,
+        )
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        if frame.number:
+            self._video(frame, picture).write(picture)
+        else:
+            write_image(self.folder / frame.file.name, picture)
+
+    def _video(self, frame: Frame, picture: np.ndarray) -> cv2.VideoWriter:
+        if frame.file not in self.videos:
+            target, codec = self.folder / f"{frame.file.stem}.mp4", cv2.VideoWriter_fourcc(*"mp4v")
+            writer = cv2.VideoWriter(str(target), codec, frame.fps, picture.shape[1::-1])
+            if not writer.isOpened():
+                raise UserError(f"{target}: this OpenCV can't write mp4 videos; --nosave with --save-txt writes text")
+            self.stack.callback(writer.release)
+            self.videos[frame.file] = writer
+        return self.videos[frame.file]
+
+    def _crop(self, frame: Frame, found: Detections) -> None:
+        for number, (box, label) in enumerate(zip(found.boxes, found.classes, strict=True), 1):
+            x1, y1 = np.floor(box[:2]).astype(int)
+            x2, y2 = np.ceil(box[2:]).astype(int)
+            crop = cv2.cvtColor(frame.image[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)], cv2.COLOR_RGB2BGR)
+            if crop.size:
+                write_image(self._sub(f"crops/{self.names[label]}") / f"{frame.name}_{number}.jpg", crop)
+
+    def _sub(self, name: str) -> Path:
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def write_image(path: Path, picture: np.ndarray) -> None:
+    """Write a BGR picture; the bytes go through Python, as OpenCV can't open every file name on every system."""
+    good, data = cv2.imencode(path.suffix, picture)
+    if not good:
+        raise UserError(f"{path}: OpenCV can't write a picture of this kind")
+    data.tofile(path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(DetectOptions, sys.argv[1:] if argv is None else argv, "detect.py", "Find objects with a model.")
+    files = find_files(options.source)
+    device = select_device(options.device)
+    model, content = load_model(options.weights, device)
+    names = tuple(content["names"])
+    if options.classes and max(options.classes) >= len(names):
+        listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
+        raise UserError(f"--classes {max(options.classes)}: the model has {len(names)} classes: {listed}")
+    imgsz = -(-(options.imgsz or content["imgsz"]) // MAX_STRIDE) * MAX_STRIDE
+    run = new_run(options.project, options.name, options.exist_ok)
+    with ExitStack() as stack:
+        writer = Writer(run, options, names, stack)
+        for frame in read_frames(files, options.vid_stride):
+            start = time.perf_counter()
+            found = detect_frame(model, device, frame.image, imgsz, options)
+            milliseconds = (time.perf_counter() - start) * 1000
+            writer.write(frame, found)
+            counts = Counter(names[label] for label in found.classes)
+            said = ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "nothing"
+            where = f"{frame.file} frame {frame.number}" if frame.number else f"{frame.file}"
+            print(f"{where}: {said} ({milliseconds:.0f} ms)")
+        writer.close()
+    print(f"results in {run.path}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,263 @@
+"""Pixels and boxes move together."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from data.augment import MIN_DEPTH, Affine, Picture, flip, jitter_hsv, letterbox, mixup, mosaic, warp, warp_boxes
+
+ALL = Affine(degrees=45, translate=0.2, scale=0.5, shear=15, perspective=0.001)
+
+
+def no_boxes(image: np.ndarray) -> Picture:
+    return Picture(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+
+
+def rectangle(width: int, height: int, box: tuple[int, int, int, int]) -> Picture:
+    """A white rectangle on the grey of the padding."""
+    image = np.full((height, width, 3), 114, np.uint8)
+    x1, y1, x2, y2 = box
+    image[y1:y2, x1:x2] = 255
+    return Picture(image, np.array([box], np.float32), np.array([3]))
+
+
+def extent(inside: np.ndarray) -> np.ndarray:
+    """Box around the true entries of a mask."""
+    x, y = np.flatnonzero(inside.any(0)), np.flatnonzero(inside.any(1))
+    return np.array([x[0], y[0], x[-1] + 1, y[-1] + 1])
+
+
+def slow_extent(box: np.ndarray, matrix: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+    """Extent of a warped box by asking of each sixteenth of each pixel where it came from; zeros if not seen."""
+    fine = 4
+    x, y = np.meshgrid(*((np.arange(side * fine) + 0.5) / fine for side in target))
+    back = np.linalg.inv(matrix)
+    u, v, w = (row[0] * x + row[1] * y + row[2] for row in back)
+    u, v = u / w, v / w
+    inside = (u > max(box[0], 0)) & (u < min(box[2], source[0])) & (v > max(box[1], 0)) & (v < min(box[3], source[1]))
+    return extent(inside) / fine if inside.any() else np.zeros(4)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_box_of_a_bright_rectangle_hugs_the_bright_pixels(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    x, y = draw.integers(5, 60, 2)
+    picture = rectangle(160, 120, (x, y, x + draw.integers(15, 80), y + draw.integers(15, 50)))
+    matrix = ALL.draw(draw, (160, 120), (128, 96))
+    image, boxes, classes = warp(picture, matrix, 128, 96)
+    bright = image[..., 0] > (114 + 255) / 2
+    if not len(boxes):
+        assert bright.sum() < 0.3 * (picture.boxes[0, 2] - x) * (picture.boxes[0, 3] - y)
+        return
+    assert classes.tolist() == [3]
+    assert np.abs(boxes[0] - extent(bright)).max() <= 2
+
+
+@pytest.mark.parametrize("affine", [ALL, ALL._replace(perspective=0), Affine(0, 0.3, 0.5, 0, 0)])
+def test_warped_boxes_equal_a_slow_search(affine: Affine) -> None:
+    draw = np.random.default_rng(7)
+    source, target = (100, 80), (60, 50)
+    for _ in range(12):
+        matrix = affine.draw(draw, source, target)
+        corner = draw.uniform(-30, 90, (6, 2))
+        boxes = np.concatenate([corner, corner + draw.uniform(4, 60, (6, 2))], 1)
+        found, keep = warp_boxes(boxes, matrix, source, target)
+        assert found.dtype == np.float32
+        for box, own, kept in zip(boxes, found, keep, strict=True):
+            expected = slow_extent(box, matrix, source, target)
+            if kept:
+                # A sharp corner between two samples is missed by the search.
+                assert np.abs(own - expected).max() < 1
+            elif (expected[2:] - expected[:2] > 3).all():
+                seen = np.prod(np.clip(box[2:], 0, source) - np.clip(box[:2], 0, source))
+                whole = np.prod(box[2:] - box[:2])
+                assert seen / whole < 0.5  # most of it was outside of the source or of the target
+
+
+def test_a_warp_that_changes_nothing_changes_no_bit() -> None:
+    draw = np.random.default_rng(0)
+    image = draw.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    boxes = np.array([[1, 2, 30, 33.25]], np.float32)
+    matrix = Affine(0, 0, 0, 0, 0).draw(draw, (60, 40), (60, 40))
+    out = warp(Picture(image, boxes, np.array([0])), matrix, 60, 40)
+    assert (out.image == image).all() and (out.boxes == boxes).all()
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ([[1, 0, 3], [0, 1, -5], [0, 0, 1]], [13, 15, 23, 25]),  # shift
+        ([[0.5, 0, 0], [0, 2, 0], [0, 0, 1]], [5, 40, 10, 60]),  # scale: from 10..20 and 20..30
+        ([[0, -1, 60], [1, 0, 0], [0, 0, 1]], [30, 10, 40, 20]),  # a quarter turn clockwise of a 60 high picture
+        ([[-1, 0, 60], [0, 1, 0], [0, 0, 1]], [40, 20, 50, 30]),  # mirror
+        ([[1, 1, 0], [0, 1, 0], [0, 0, 1]], [30, 20, 50, 30]),  # shear: x + y
+        ([[1, 0, 0], [0, 1, 0], [0.05, 0, 1]], [6.6667, 10, 10, 20]),  # depth 1.5 at x = 10 and 2 at x = 20
+        ([[1, 0, 45], [0, 1, 0], [0, 0, 1]], [55, 20, 60, 30]),  # half beyond the edge
+        ([[1, 0, -15], [0, 1, -25], [0, 0, 1]], [0, 0, 5, 5]),  # a quarter left
+    ],
+)
+def test_hand_worked_warps(matrix: list[list[float]], expected: list[float]) -> None:
+    boxes, keep = warp_boxes(np.array([[10, 20, 20, 30.0]]), np.array(matrix, float), (60, 60), (60, 60))
+    assert keep.all()
+    assert boxes[0] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_rotated_square_becomes_a_diamond_cut_by_the_edge() -> None:
+    c = math.sqrt(0.5)
+    turn = np.array([[c, -c, 0], [c, c, 0], [0, 0, 1]])  # an eighth of a turn about the corner (0, 0)
+    (box,), keep = warp_boxes(np.array([[0, 0, 20, 20.0]]), turn, (20, 20), (40, 40))
+    # Left half of the diamond is outside: from (0, 0) to the right corner at 20c and down to 40c.
+    assert keep.all() and box == pytest.approx([0, 0, 20 * c, 40 * c], abs=1e-4)
+    # In a picture of 40×15 the cut at y = 15 doesn't move the right corner at y = 14.14.
+    (box,), _ = warp_boxes(np.array([[0, 0, 20, 20.0]]), turn, (20, 20), (40, 15))
+    assert box == pytest.approx([0, 0, 20 * c, 15], abs=1e-4)
+    # At y = 10 it does: there the right edge is at x = 10, not at 14.14.
+    (box,), _ = warp_boxes(np.array([[0, 0, 20, 20.0]]), turn, (20, 20), (40, 10))
+    assert box == pytest.approx([0, 0, 10, 10], abs=1e-4)
+
+
+def test_a_box_that_covers_the_whole_picture_becomes_the_picture() -> None:
+    c, s = math.cos(0.3), math.sin(0.3)
+    matrix = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[1, 0, -500], [0, 1, -500], [0, 0, 1]])
+    (box,), _ = warp_boxes(np.array([[0, 0, 1000, 1000.0]]), matrix, (1000, 1000), (40, 30))
+    assert box.tolist() == [0, 0, 40, 30]
+
+
+@pytest.mark.parametrize(
+    ("box", "kept"),
+    [
+        ((10, 10, 20, 20), True),
+        ((10, 10, 12, 40), False),  # 2 px wide
+        ((10, 10, 12.1, 40), True),
+        ((-80, 10, 20, 20), True),  # a fifth is seen
+        ((-90, 10, 10, 20), False),  # a tenth is seen
+        ((-50, -50, 15, 15), False),  # 15² of 65²
+        ((0, 10, 400, 13), False),  # 133 : 1
+        ((0, 10, 290, 13), True),  # 97 : 1
+        ((10, 10, 10, 10), False),  # nothing
+        ((500, 500, 600, 600), False),  # elsewhere
+    ],
+)
+def test_which_boxes_are_kept(box: tuple[float, ...], kept: bool) -> None:
+    for angle in (0.0, 1e-9):  # both ways of cutting
+        turn = np.array([[1, -angle, 0], [angle, 1, 0], [0, 0, 1]])
+        assert warp_boxes(np.array([box], float), turn, (400, 400), (400, 400))[1].tolist() == [kept]
+
+
+def test_what_lies_outside_of_the_source_is_not_turned_into_view() -> None:
+    c = math.sqrt(0.5)
+    turn = np.array([[c, -c, 50], [c, c, -20], [0, 0, 1]])
+    outside = np.array([[100, 0, 140, 100], [0, 100, 100, 140], [-40, 0, 0, 100], [99.9, 0, 140, 100]], float)
+    assert not warp_boxes(outside, turn, (100, 100), (200, 200))[1].any()
+
+
+def test_no_boxes() -> None:
+    for affine in (ALL, Affine(0, 0, 0.5, 0, 0)):
+        matrix = affine.draw(np.random.default_rng(0), (20, 20), (20, 20))
+        out = warp(no_boxes(np.zeros((20, 20, 3), np.uint8)), matrix, 20, 20)
+        assert out.boxes.shape == (0, 4) and out.boxes.dtype == np.float32 and out.classes.shape == (0,)
+
+
+def test_draws_stay_in_their_ranges_about_the_centres() -> None:
+    draw = np.random.default_rng(3)
+    source, target = (200, 100), (64, 64)
+    angles, gains, moves = [], [], []
+    for _ in range(300):
+        matrix = Affine(30, 0.1, 0.5, 0, 0).draw(draw, source, target)
+        center = matrix @ [100, 50, 1]
+        moves.append(center[:2] / 64 - 0.5)
+        gains.append(math.sqrt(np.linalg.det(matrix[:2, :2])))
+        angles.append(math.degrees(math.atan2(matrix[0, 1], matrix[0, 0])))
+    for values, low, high in ((moves, -0.1, 0.1), (gains, 0.5, 1.5), (angles, -30, 30)):
+        margin = 0.03 * (high - low)
+        assert low <= np.min(values) < low + margin and high - margin < np.max(values) <= high
+
+
+def test_no_range_shifts_the_draws_of_another() -> None:
+    with_shear = Affine(0, 0.1, 0.5, 10, 0).draw(np.random.default_rng(5), (50, 50), (50, 50))
+    without = Affine(0, 0.1, 0.5, 0, 0).draw(np.random.default_rng(5), (50, 50), (50, 50))
+    assert (with_shear @ [25, 25, 1] == without @ [25, 25, 1]).all()
+    assert (with_shear != without).any()
+
+
+def test_the_horizon_is_never_in_the_picture() -> None:
+    draw = np.random.default_rng(0)
+    corners = np.array([[0, 0, 1], [1280, 0, 1], [1280, 1280, 1], [0, 1280, 1]]).T
+    depths = [(Affine(10, 0.1, 0.5, 5, 0.01).draw(draw, (1280, 1280), (640, 640)) @ corners)[2] for _ in range(200)]
+    assert np.min(depths) >= MIN_DEPTH - 1e-9
+
+
+def test_mosaic_puts_a_corner_of_each_picture_at_the_centre() -> None:
+    sizes = [(40, 30), (24, 40), (40, 40), (40, 12)]  # width, height
+    pictures = []
+    for i, (width, height) in enumerate(sizes):
+        image = np.full((height, width, 3), 10 * (i + 1), np.uint8)
+        pictures.append(Picture(image, np.array([[1, 2, width, height]], np.float32), np.array([i])))
+    image, boxes, classes = mosaic(pictures, 30, 50, 40)
+    assert image.shape == (80, 80, 3) and classes.tolist() == [0, 1, 2, 3]
+    expected = np.full((80, 80), 114)
+    expected[20:50, 0:30] = 10  # 40 wide, cut off on the left
+    expected[10:50, 30:54] = 20
+    expected[50:80, 0:30] = 30
+    expected[50:62, 30:70] = 40
+    assert (image == expected[..., None]).all()
+    assert boxes.tolist() == [[-9, 22, 30, 50], [31, 12, 54, 50], [-9, 52, 30, 90], [31, 52, 70, 62]]
+
+
+def test_letterbox_centres_the_image() -> None:
+    image = np.full((3, 4, 3), 200, np.uint8)
+    canvas, left, top = letterbox(image, 6, 9)
+    assert (left, top) == (2, 1)
+    assert (canvas[1:4, 2:6] == 200).all()
+    assert (canvas == 114).sum() == 3 * (6 * 9 - 12)
+    assert letterbox(image, 3, 4)[0] is not image  # the image may be a view of the cache
+
+
+def test_hsv_jitter_equals_colorsys() -> None:
+    draw = np.random.default_rng(2)
+    image = draw.integers(40, 216, (6, 6, 3), dtype=np.uint8)
+    for seed in range(10):
+        u = np.random.default_rng(seed).uniform(-1, 1, 3)
+        out = jitter_hsv(image, np.random.default_rng(seed), 0.1, 0.7, 0.4)
+        for before, after in zip(image.reshape(-1, 3), out.reshape(-1, 3), strict=True):
+            h, s, v = colorsys.rgb_to_hsv(*before / 255)
+            h, s, v = (h + 0.1 * u[0]) % 1, min(s * (1 + 0.7 * u[1]), 1), min(v * (1 + 0.4 * u[2]), 1)
+            assert np.abs(np.array(colorsys.hsv_to_rgb(h, s, v)) * 255 - after).max() < 8  # 2 degrees of hue a step
+
+
+def test_hsv_jitter_keeps_greys_grey_and_can_be_off() -> None:
+    grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2)
+    out = jitter_hsv(grey, np.random.default_rng(0), 0.5, 0.9, 0.4)
+    assert (out[..., 0] == out[..., 1]).all() and (out[..., 0] == out[..., 2]).all()
+    assert jitter_hsv(grey, np.random.default_rng(0), 0, 0, 0) is grey
+    before = grey.copy()
+    jitter_hsv(grey, np.random.default_rng(0), 0.5, 0.9, 0.4)
+    assert (grey == before).all()
+
+
+@pytest.mark.parametrize(
+    ("horizontal", "vertical", "expected"),
+    [(False, False, (2, 3, 10, 9)), (True, False, (20, 3, 28, 9)), (False, True, (2, 11, 10, 17))]
+    + [(True, True, (20, 11, 28, 17))],
+)
+def test_flip(horizontal: bool, vertical: bool, expected: tuple[int, ...]) -> None:
+    image, boxes, classes = flip(rectangle(30, 20, (2, 3, 10, 9)), horizontal, vertical)
+    assert boxes.tolist() == [list(expected)] and boxes.dtype == np.float32 and classes.tolist() == [3]
+    assert extent(image[..., 0] == 255).tolist() == list(expected)
+
+
+def test_mixup_blends_and_keeps_all_boxes() -> None:
+    first, second = rectangle(20, 20, (0, 0, 10, 20)), rectangle(20, 20, (0, 0, 20, 10))
+    image, boxes, classes = mixup(first, second, 0.25)
+    assert boxes.tolist() == [[0, 0, 10, 20], [0, 0, 20, 10]] and classes.tolist() == [3, 3]
+    assert image[0, 0, 0] == 255 and image[15, 15, 0] == 114
+    assert image[15, 0, 0] == round(0.25 * 255 + 0.75 * 114) and image[0, 15, 0] == round(0.75 * 255 + 0.25 * 114)
+
+
+def test_opencv_runs_in_the_calling_thread() -> None:
+    assert cv2.getNumThreads() == 1

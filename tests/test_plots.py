@@ -1,0 +1,367 @@
+"""Pictures: what is drawn is what was given, nothing written on them overlaps, and odd input draws something, too."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from utils import plots
+from utils.plots import (
+    class_color,
+    draw_boxes,
+    plot_confusion,
+    plot_curves,
+    plot_images,
+    plot_labels,
+    plot_lr,
+    plot_results,
+    read_results,
+)
+
+HEADER = (
+    "epoch,time,train/box_loss,train/cls_loss,train/dfl_loss,metrics/precision,metrics/recall,metrics/mAP50,"
+    "metrics/mAP50-95,val/box_loss,val/cls_loss,val/dfl_loss,lr/decay,lr/no_decay,lr/bias"
+)
+ODD_NAMES = ["$x^$", "_hidden", "细胞", "a name that is very much longer than what fits", "", "%s {0}"]
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved while a test runs."""
+    saved: list[Figure] = []
+    save = Figure.savefig
+
+    def spy(figure: Figure, *args: object, **options: object) -> None:
+        saved.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    return saved
+
+
+def assert_picture(path: Path) -> np.ndarray:
+    """The file is a picture that is not of one colour."""
+    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None and image.std() > 1
+    return image
+
+
+def overlaps(boxes: list) -> list:
+    pairs = itertools.combinations([box.padded(-0.5) for box in boxes if box.width > 1 and box.height > 1], 2)
+    return [(a, b) for a, b in pairs if a.overlaps(b)]
+
+
+def assert_legible(figure: Figure) -> None:
+    """No two tick labels of an axis, titles or legends overlap; all lie on the page and are no smaller than 4 pt."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    page = figure.bbox.padded(1)
+    for axes in figure.axes:
+        ticks = [[t for t in axis.get_ticklabels() if t.get_text()] for axis in (axes.xaxis, axes.yaxis)]
+        others = [text for text in (axes.title, axes.xaxis.label, axes.yaxis.label) if text.get_text()]
+        others += [axes.get_legend()] if axes.get_legend() else []
+        low, high = np.sort(axes.get_xlim()), np.sort(axes.get_ylim())
+        shown = [
+            [t for t in ticks[0] if low[0] <= t.get_position()[0] <= low[1]],
+            [t for t in ticks[1] if high[0] <= t.get_position()[1] <= high[1]],
+        ]
+        for texts in (*shown, others):
+            boxes = [text.get_window_extent(renderer) for text in texts]
+            assert not overlaps(boxes)
+            assert all(page.containsx(b.x0) and page.containsx(b.x1) for b in boxes)
+            assert all(page.containsy(b.y0) and page.containsy(b.y1) for b in boxes)
+        assert all(text.get_fontsize() >= 4 for text in [*shown[0], *shown[1], *axes.texts])
+    titles = [a.title.get_window_extent(renderer) for a in figure.axes if a.title.get_text()]
+    assert not overlaps(titles)
+
+
+def lr_of(epochs: int, steps: int = 5, close_mosaic: int | None = None) -> SimpleNamespace:
+    warmup = min(3 * steps, epochs * steps // 10)
+    factor = np.linspace(1, 0.01, epochs).repeat(steps)
+    ramp = np.minimum(1, np.arange(epochs * steps) / max(warmup, 1))
+    return SimpleNamespace(
+        epochs=epochs,
+        steps_per_epoch=steps,
+        warmup_steps=warmup,
+        close_mosaic_epoch=close_mosaic,
+        lr={"decay": 0.01 * factor * ramp, "no_decay": 0.01 * factor * ramp, "bias": 0.1 - 0.09 * ramp * factor},
+        momentum=0.8 + 0.1 * ramp,
+    )
+
+
+@pytest.mark.parametrize(("epochs", "close_mosaic"), [(1, None), (2, 0), (40, 30), (300, 290)])
+def test_lr_picture_shows_every_value(
+    tmp_path: Path, figures: list[Figure], epochs: int, close_mosaic: int | None
+) -> None:
+    curve = lr_of(epochs, close_mosaic=close_mosaic)
+    plot_lr(curve, tmp_path / "lr.png")
+    assert_picture(tmp_path / "lr.png")
+    upper, lower = figures[0].axes
+    for line, values in zip(upper.lines, curve.lr.values(), strict=True):
+        assert line.get_drawstyle() == "steps-post"
+        np.testing.assert_array_equal(line.get_ydata()[:-1], values)
+        np.testing.assert_allclose(line.get_xdata(), np.arange(5 * epochs + 1) / 5)
+    np.testing.assert_array_equal(lower.lines[0].get_ydata()[:-1], curve.momentum)
+    shaded = {patch.get_label(): (patch.get_x(), patch.get_width()) for patch in upper.patches}
+    expected = {"warm-up": (0, curve.warmup_steps / 5)} if curve.warmup_steps else {}
+    if close_mosaic is not None:
+        expected["without mosaic"] = (close_mosaic, epochs - close_mosaic)
+    assert shaded.keys() == expected.keys()
+    assert all(shaded[name] == pytest.approx(expected[name]) for name in expected)
+    assert_legible(figures[0])
+
+
+def test_lr_picture_names_start_peak_and_end(tmp_path: Path, figures: list[Figure]) -> None:
+    plot_lr(lr_of(40), tmp_path / "lr.png")
+    texts = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
+    assert texts[0] == "decay: 0 → 0.009238 → 0.0001"  # 0.01 · (1 − 0.99·3/39), in the first epoch after warm-up
+
+
+def write_results(path: Path, epochs: int, every: int = 1) -> None:
+    rows = [HEADER]
+    for epoch in range(1, epochs + 1):
+        known = [0.5, 0.4, 0.3 + epoch / 1000, 0.9 - abs(epoch - 30) / 400, 1, 2, 3] if epoch % every == 0 else [""] * 7
+        rows.append(",".join(map(str, [epoch, epoch * 2.5, 3 / epoch, 2 / epoch, 1, *known, 0.01, 0.01, 0.02])))
+    path.write_text("\n".join(rows) + "\n")
+
+
+def test_results_are_read_with_their_gaps(tmp_path: Path) -> None:
+    write_results(tmp_path / "results.csv", epochs=6, every=3)
+    table = read_results(tmp_path / "results.csv")
+    assert list(table) == HEADER.split(",")
+    assert table["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert np.flatnonzero(~np.isnan(table["metrics/mAP50"])).tolist() == [2, 5]
+    assert table["train/box_loss"][2] == 1.0
+
+
+@pytest.mark.parametrize(("epochs", "every"), [(1, 1), (2, 1), (40, 1), (300, 5)])
+def test_results_picture_shows_all_epochs(tmp_path: Path, figures: list[Figure], epochs: int, every: int) -> None:
+    write_results(tmp_path / "results.csv", epochs, every)
+    plot_results(tmp_path / "results.csv", tmp_path / "results.png")
+    assert_picture(tmp_path / "results.png")
+    panels = figures[0].axes
+    train, validation = panels[0].lines
+    np.testing.assert_allclose(train.get_ydata(), 3 / np.arange(1, epochs + 1))
+    assert validation.get_xdata().tolist() == list(range(every, epochs + 1, every))
+    assert panels[3].get_title().endswith(f"epoch {min(epochs, 30)}")
+    assert_legible(figures[0])
+
+
+@pytest.mark.parametrize("text", ["", HEADER, "epoch,time\n1,2\n2,4\n", "epoch,metrics/mAP50-95\n1,\n"])
+def test_results_without_values_are_drawn_all_the_same(tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.csv").write_text(text)
+    plot_results(tmp_path / "results.csv", tmp_path / "results.png")
+    assert_picture(tmp_path / "results.png")
+
+
+def labels_of(nc: int, images: int = 50) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(nc)
+    counts = rng.integers(0, 30, images)
+    offsets = np.concatenate([[0], counts.cumsum()])
+    corner = rng.uniform(0, 400, (offsets[-1], 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(2, 200, (offsets[-1], 2))], axis=1).astype(np.float32)
+    sizes = np.tile(np.int32([[640, 640]]), (images, 1))
+    return rng.integers(0, nc, offsets[-1]).astype(np.int32), boxes, sizes, offsets
+
+
+@pytest.mark.parametrize("nc", [1, 3, 12, 80, 300])
+def test_labels_picture_counts_the_classes(tmp_path: Path, figures: list[Figure], nc: int) -> None:
+    classes, boxes, sizes, offsets = labels_of(nc)
+    plot_labels(classes, boxes, sizes, offsets, [f"a class, no. {i}" for i in range(nc)], tmp_path / "labels.png")
+    assert_picture(tmp_path / "labels.png")
+    heights = [bar.get_height() for bar in figures[0].axes[0].patches]
+    counts = np.bincount(classes, minlength=nc)
+    assert heights == (counts if nc <= 100 else np.sort(counts)[::-1][:100]).tolist()
+    assert f"{len(boxes)}" in figures[0].axes[0].get_title().replace(",", "")
+    assert_legible(figures[0])
+
+
+@pytest.mark.parametrize("boxes", [0, 1])
+def test_labels_picture_of_none_and_of_one_box(tmp_path: Path, boxes: int) -> None:
+    box = np.float32([[10, 10, 40, 30]])[:boxes]
+    plot_labels(np.zeros(boxes, int), box, np.int32([[64, 48]]), np.array([0, boxes]), ["a"], tmp_path / "labels.png")
+    assert_picture(tmp_path / "labels.png")
+
+
+def curves_of(nc: int, missing: int | None = None) -> SimpleNamespace:
+    x = np.linspace(0, 1, 1000)
+    power = np.linspace(0.5, 3, nc)[:, None]
+    precision, recall = x**power * 0.5 + 0.5, (1 - x) ** power
+    curves = SimpleNamespace(
+        confidence=x,
+        pr_recall=x,
+        precision=precision,
+        recall=recall,
+        f1=2 * precision * recall / (precision + recall),
+        pr_precision=1 - x**power,
+        ap50=np.linspace(0.4, 0.9, nc),
+    )
+    if missing is not None:
+        for rows in (curves.precision, curves.recall, curves.f1, curves.pr_precision, curves.ap50):
+            rows[missing] = np.nan
+    return curves
+
+
+@pytest.mark.parametrize("nc", [1, 3, 16, 80])
+def test_curves_are_drawn_with_a_legible_legend(tmp_path: Path, figures: list[Figure], nc: int) -> None:
+    curves = curves_of(nc)
+    plot_curves(curves, [f"class number {i}" for i in range(nc)], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "F1_curve.png",
+        "PR_curve.png",
+        "P_curve.png",
+        "R_curve.png",
+    ]
+    for figure, rows in zip(figures, (curves.pr_precision, curves.f1, curves.precision, curves.recall), strict=True):
+        *lines, mean = figure.axes[0].lines
+        for line, row in zip(lines, rows, strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), row)
+        np.testing.assert_allclose(mean.get_ydata(), rows.mean(axis=0))
+        assert len(figure.axes[0].get_legend().get_texts()) == (1 if nc > 16 else nc + 1)
+        assert_legible(figure)
+
+
+def test_curves_leave_out_classes_without_truth(tmp_path: Path, figures: list[Figure]) -> None:
+    plot_curves(curves_of(3, missing=1), ["a", "b", "c"], tmp_path)
+    texts = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
+    assert texts == ["a 0.400", "c 0.900", "mean of 2 classes 0.650"]
+
+
+def test_curves_of_nothing(tmp_path: Path) -> None:
+    plot_curves(curves_of(1, missing=0), ["a"], tmp_path)
+    for path in tmp_path.iterdir():
+        assert_picture(path)
+
+
+@pytest.mark.parametrize("nc", [1, 3, 14, 80, 200])
+def test_confusion_matrix_is_normalised_by_column(tmp_path: Path, figures: list[Figure], nc: int) -> None:
+    matrix = np.random.default_rng(0).integers(0, 4, (nc + 1, nc + 1)) ** 3 + np.diag(np.arange(nc + 1)) * 9
+    matrix[:, 0] = matrix[-1, -1] = 0  # a class without truth
+    plot_confusion(matrix, [f"class number {i}" for i in range(nc)], tmp_path / "confusion_matrix.png")
+    assert_picture(tmp_path / "confusion_matrix.png")
+    axes = figures[0].axes[0]
+    shares = np.ma.filled(np.ma.masked_invalid(axes.images[0].get_array()), 0)
+    np.testing.assert_allclose(shares.sum(axis=0)[1:], 1)
+    np.testing.assert_allclose(shares[:, 1:] * matrix.sum(axis=0)[1:], matrix[:, 1:])
+    if nc == 3:
+        texts = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}
+        assert texts[(2, 2)] == f"{matrix[2, 2] / matrix[:, 2].sum():.2f}\n{matrix[2, 2]}"
+        assert len(texts) == np.count_nonzero(matrix)
+    assert_legible(figures[0])
+
+
+def test_odd_class_names_are_drawn_without_a_warning(tmp_path: Path, figures: list[Figure]) -> None:
+    nc = len(ODD_NAMES)
+    classes, boxes, sizes, offsets = labels_of(nc)
+    plot_labels(classes, boxes, sizes, offsets, ODD_NAMES, tmp_path / "labels.png")
+    plot_confusion(np.eye(nc + 1, dtype=int), ODD_NAMES, tmp_path / "confusion_matrix.png")
+    plot_curves(curves_of(nc), ODD_NAMES, tmp_path)
+    legend = [text.get_text().strip() for text in figures[2].axes[0].get_legend().get_texts()]
+    assert legend[0].startswith("$x^$") and legend[1].startswith("_hidden") and len(legend) == nc + 1
+    draw_boxes(np.zeros((200, 200, 3), np.uint8), boxes[:nc], np.arange(nc), ODD_NAMES)
+
+
+def test_matplotlib_is_imported_late_and_without_pyplot(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+import utils.plots
+assert "matplotlib" not in sys.modules
+utils.plots.plot_confusion(np.eye(3, dtype=int), ["a", "b"], Path({str(tmp_path)!r}, "c.png"))
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(plots.__file__).parents[1])
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def test_class_colors_differ() -> None:
+    assert len({class_color(i) for i in range(200)}) == 200
+    assert all(len(class_color(i)) == 7 and int(class_color(i)[1:], 16) >= 0 for i in range(200))
+
+
+def test_boxes_are_drawn_where_they_are_in_the_color_of_their_class() -> None:
+    image = np.full((100, 200, 3), 90, np.uint8)
+    before = image.copy()
+    drawn = draw_boxes(image, [[20, 40, 80, 90]], [1], ["a", "b"])
+    assert (image == before).all() and drawn.shape == image.shape and drawn.dtype == np.uint8
+    color = [int(class_color(1)[i : i + 2], 16) for i in (1, 3, 5)]
+    assert drawn[70, 20].tolist() == drawn[70, 80].tolist() == drawn[90, 50].tolist() == color
+    assert (drawn[45:85, 25:75] == 90).all()  # neither filled nor written over: the label is outside
+    assert (drawn[70, 85:] == 90).all()
+
+
+def test_no_boxes_leave_the_image_as_it_is() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    assert (draw_boxes(image, np.zeros((0, 4)), np.zeros(0), ["a"]) == image).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("count", [1, 20, 300])
+def test_labels_neither_overlap_nor_hide_boxes_nor_leave_the_image(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 600, (count, 2))
+    boxes = np.concatenate([corner, corner + np.exp(rng.uniform(1.5, 5, (count, 2)))], axis=1).clip(0, 640)
+    extents = [(int(w), 14) for w in rng.integers(30, 90, count)]
+    spots = plots._place_labels(boxes, extents, (640, 640, 3))
+    placed = [(x, y, x + w, y + h) for (x, y), (w, h) in ((s, e) for s, e in zip(spots, extents, strict=True) if s)]
+    assert spots[0] is not None and (count > 20 or len(placed) > 0.9 * count)
+    for x1, y1, x2, y2 in placed:
+        assert 0 <= x1 < x2 <= 640 and 0 <= y1 < y2 <= 640
+        for bx1, by1, bx2, by2 in boxes:
+            hidden = max(0, min(x2, bx2) - max(x1, bx1)) * max(0, min(y2, by2) - max(y1, by1))
+            assert hidden <= 0.5 * max(bx2 - bx1, 1) * max(by2 - by1, 1)
+    for a, b in itertools.combinations(placed, 2):
+        assert min(a[2], b[2]) <= max(a[0], b[0]) or min(a[3], b[3]) <= max(a[1], b[1])
+
+
+def test_a_label_wider_than_the_image_is_no_error() -> None:
+    draw_boxes(np.zeros((12, 12, 3), np.uint8), [[1, 1, 9, 9], [-5, -5, 30, 30]], [0, 0], ["a long name"], [0.5, 0.6])
+
+
+def test_page_of_images(tmp_path: Path) -> None:
+    images = np.full((5, 3, 48, 64), 100, np.uint8)
+    images[1, 0] = 200  # the second is reddish: RGB stays RGB
+    boxes = [np.float32([[8, 8, 40, 40], [0, 0, 0, 0]])] * 5
+    classes = [np.array([2, -1])] * 5  # the second row is padding
+    path = tmp_path / "Bögen 一.jpg"
+    plot_images(images, boxes, classes, ["a", "b", "c"], path, max_images=4)
+    page = assert_picture(path)[..., ::-1].astype(int)
+    legend = page.shape[0] - 1440
+    assert page.shape[1] == 1920 and 20 < legend < 60  # two rows and columns of 960 × 720, and one line of legend
+    assert np.abs(page[600, 100] - 100).max() < 6
+    assert np.abs(page[600, 1060] - [200, 100, 100]).max() < 6
+    color = [int(class_color(2)[i : i + 2], 16) for i in (1, 3, 5)]
+    near_edge = page[300:400, 112:130].reshape(-1, 3)  # x = 8 · 15
+    assert np.abs(near_edge - color).max(axis=1).min() < 40
+    assert np.abs(page[1440:] - color).max(axis=2).min() < 40  # and in the legend
+
+
+def test_page_of_images_without_boxes_and_with_scores(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (1, 3, 32, 32)).astype(np.uint8)
+    plot_images(images, [np.zeros((0, 4))], [np.zeros(0)], ["a"], tmp_path / "a.jpg", scores=[np.zeros(0)])
+    assert assert_picture(tmp_path / "a.jpg").shape == (1920, 1920, 3)
+    plot_images(images, [[[1, 1, 30, 30]]], [[0]], ["a"], tmp_path / "b.jpg", scores=[[0.5]])
+    assert assert_picture(tmp_path / "b.jpg").shape[0] > 1920
+
+
+def test_real_images(tmp_path: Path, bccd: Path) -> None:
+    files = sorted((bccd / "JPEGImages").glob("*.jpg"))[:4]
+    images = np.stack([cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB) for file in files]).transpose(0, 3, 1, 2)
+    boxes = [np.float32([[100, 100, 200, 180]])] * 4
+    plot_images(images, boxes, [[0]] * 4, ["RBC"], tmp_path / "batch.jpg", scores=[[0.9]] * 4)
+    page = assert_picture(tmp_path / "batch.jpg")[..., ::-1]
+    first = cv2.resize(np.ascontiguousarray(images[0].transpose(1, 2, 0)), (960, 720), interpolation=cv2.INTER_CUBIC)
+    assert np.abs(page[400:700, 400:900].astype(int) - first[400:700, 400:900]).mean() < 4

@@ -1,0 +1,360 @@
+"""utils/schedule.py: factors worked by hand, and lr and momentum that are, to the last bit, what was announced."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from utils.hyp import Hyp, load_hyp
+from utils.optim import NamedOptimizerState, build_optimizer
+from utils.options import TrainOptions, parse
+from utils.schedule import (
+    LearningRate,
+    LRCurve,
+    Warmup,
+    build_factor,
+    build_warmup,
+    describe_curve,
+    linear,
+    lr_curve,
+    one_cycle,
+    set_momentum,
+)
+
+OPTIMIZERS, SCHEDULES = ("SGD", "Adam", "AdamW"), ("one_cycle", "linear", "constant")
+HYP = Hyp(lr0=0.02, lrf=0.1, momentum=0.937, warmup_momentum=0.8, warmup_bias_lr=0.1, warmup_max_fraction=0.5)
+Used = list[dict[str, tuple[float, float]]]  # of each optimizer step: group -> (lr, momentum)
+
+# (1 - x/(E-1))·0.9 + 0.1
+LINEAR = {
+    1: [1.0],
+    2: [1.0, 0.1],
+    3: [1.0, 0.55, 0.1],
+    5: [1.0, 0.775, 0.55, 0.325, 0.1],
+    10: [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1],
+}
+# 1 - 0.9·(1 - cos(πx/E))/2, where cos 18° 36° 45° 54° 72° = .9510565163 .8090169944 .7071067812 .5877852523 .3090169944
+ONE_CYCLE = {
+    1: [1.0],
+    2: [1.0, 0.55],
+    4: [1.0, 0.8681980515, 0.55, 0.2318019485],
+    10: [
+        *(1.0, 0.9779754323, 0.9140576475, 0.8145033636, 0.6890576475),
+        *(0.55, 0.4109423525, 0.2854966364, 0.1859423525, 0.1220245677),
+    ],
+}
+
+
+class Net(nn.Module):
+    """A parameter in each of the three groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1)
+        self.norm = nn.BatchNorm2d(2)
+
+
+def momentum_of(group: dict[str, Any]) -> float:
+    return group["betas"][0] if "betas" in group else group["momentum"]
+
+
+def start(hyp: Hyp, epochs: int, steps_per_epoch: int, fused: bool = True) -> tuple[Net, Optimizer, LearningRate, Used]:
+    """A model with its optimizer and lr; every optimizer step writes down what it uses."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = build_optimizer(model, hyp, hyp.weight_decay, fused)
+    used: Used = []
+    optimizer.register_step_pre_hook(
+        lambda *_: used.append({g["name"]: (g["lr"], momentum_of(g)) for g in optimizer.param_groups})
+    )
+    return model, optimizer, LearningRate(optimizer, hyp, epochs, steps_per_epoch), used
+
+
+def train(model: Net, optimizer: Optimizer, lr: LearningRate, steps: range, steps_per_epoch: int) -> None:
+    """The rhythm of the training loop: `apply`, step, and `end_epoch` after the last step of an epoch."""
+    for step in steps:
+        for number, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.full_like(parameter, math.sin(step + number))
+        lr.apply(step)
+        optimizer.step()
+        if (step + 1) % steps_per_epoch == 0:
+            lr.end_epoch()
+
+
+def curve_of(hyp: Hyp, epochs: int, steps_per_epoch: int) -> LRCurve:
+    return lr_curve(hyp, epochs, steps_per_epoch, dict.fromkeys(("decay", "no_decay", "bias"), hyp.lr0))
+
+
+def of_step(curve: LRCurve, step: int) -> dict[str, tuple[float, float]]:
+    return {group: (values[step], curve.momentum[step]) for group, values in curve.lr.items()}
+
+
+def same(used: Used, curve: LRCurve, steps: Iterator[int] | range) -> None:
+    """Bit for bit: `==` of floats, and of their types too."""
+    for found, step in zip(used, steps, strict=True):
+        assert found == of_step(curve, step), f"step {step} of {curve.epochs} epochs x {curve.steps_per_epoch}"
+
+
+@pytest.mark.parametrize("epochs", LINEAR)
+def test_linear_by_hand(epochs: int) -> None:
+    factor = linear(0.1, epochs)
+    assert [factor(epoch) for epoch in range(epochs)] == pytest.approx(LINEAR[epochs], abs=1e-15)
+    assert factor(0) == 1.0, "exactly 1 at the first epoch"
+    assert epochs == 1 or factor(epochs - 1) == 0.1, "exactly lrf at the last"
+
+
+@pytest.mark.parametrize("epochs", ONE_CYCLE)
+def test_one_cycle_by_hand(epochs: int) -> None:
+    factor = one_cycle(1, 0.1, epochs)
+    assert [factor(epoch) for epoch in range(epochs)] == pytest.approx(ONE_CYCLE[epochs], abs=1e-10)
+    assert factor(0) == 1.0
+    assert factor(epochs - 1) > 0.1, "the last trained epoch is a little above lrf"
+    assert factor(epochs) == pytest.approx(0.1, abs=1e-15)
+
+
+def test_one_cycle_moves_between_any_two_values() -> None:
+    rise = one_cycle(0.2, 3.0, 4)
+    assert [rise(x) for x in range(5)] == pytest.approx([0.2, 0.6100505063, 1.6, 2.5899494937, 3.0], abs=1e-10)
+
+
+@pytest.mark.parametrize("epochs", [4, 10, 100, 101])
+def test_one_cycle_falls_fastest_in_the_middle_and_slowest_at_both_ends(epochs: int) -> None:
+    factor = one_cycle(1, 0.01, epochs)
+    fall = -np.diff([factor(epoch) for epoch in range(epochs + 1)])
+    middle = len(fall) // 2
+    assert (fall > 0).all()
+    assert (np.diff(fall[: middle + len(fall) % 2]) > 0).all(), "faster and faster up to the middle"
+    assert (np.diff(fall[middle:]) < 0).all(), "slower and slower after it"
+    assert fall[0] == pytest.approx(fall[-1]) and fall[0] == fall.min() or fall[-1] == fall.min()
+
+
+def test_factors_stay_within_the_run() -> None:
+    for epochs in (1, 2, 10):
+        straight, cosine = linear(0.1, epochs), one_cycle(1, 0.1, epochs)
+        assert straight(-1) == straight(-50) == 1.0 and cosine(-1) == cosine(-50) == 1.0
+        for past in (epochs, epochs + 1, 10 * epochs, 10**9):
+            assert straight(past) == straight(epochs - 1)
+            assert cosine(past) == cosine(epochs) == pytest.approx(0.1, abs=1e-15)
+
+
+def test_linear_is_exact_at_both_ends_and_never_below_lrf() -> None:
+    for epochs, lrf in itertools.product((2, 3, 7, 10, 100, 300), np.random.default_rng(0).random(200).tolist()):
+        factor = linear(lrf, epochs)
+        values = [factor(epoch) for epoch in (0, 1, epochs // 2, epochs - 1, epochs)]
+        assert values[0] == 1.0 and values[-1] == values[-2] == lrf and min(values) == lrf, (epochs, lrf)
+
+
+def test_the_flag_linear_lr_goes_from_one_to_lrf_in_even_steps() -> None:
+    options = parse(TrainOptions, ["--linear-lr", "--epochs", "5"], "train.py", "")
+    hyp = load_hyp(options.hyp, options.hyp_overrides())
+    factor = build_factor(hyp, options.epochs)
+    way = [(factor(epoch) - hyp.lrf) / (1 - hyp.lrf) for epoch in range(5)]
+    assert way == pytest.approx([1, 0.75, 0.5, 0.25, 0], abs=1e-15)
+    assert factor(4) == hyp.lrf
+
+
+def test_a_schedule_is_built_by_its_name() -> None:
+    def values(schedule: str) -> list[float]:
+        factor = build_factor(replace(HYP, schedule=schedule), 10)
+        return [factor(epoch) for epoch in range(10)]
+
+    assert values("linear") == pytest.approx(LINEAR[10], abs=1e-15)
+    assert values("one_cycle") == pytest.approx(ONE_CYCLE[10], abs=1e-10)
+    assert values("constant") == [1.0] * 10
+
+
+@pytest.mark.parametrize(
+    ("wanted", "share", "epochs", "steps_per_epoch", "steps"),
+    [
+        (3.0, 0.1, 100, 10, 30),  # the three epochs fit into a tenth
+        (3.0, 0.1, 10, 50, 50),  # a tenth of 500
+        (3.0, 0.1, 3, 7, 2),  # a tenth of 21, rounded down
+        (3.0, 0.1, 1, 7, 0),  # a run too short for any warm-up
+        (0.5, 0.1, 10, 50, 25),
+        (0.5, 0.1, 40, 13, 6),  # half an epoch of 13
+        (0.0, 0.1, 100, 50, 0),
+        (3.0, 0.0, 100, 50, 0),
+        (1000.0, 1.0, 2, 50, 100),  # the run itself is the most
+    ],
+)
+def test_the_length_of_the_warm_up(wanted: float, share: float, epochs: int, steps_per_epoch: int, steps: int) -> None:
+    hyp = replace(HYP, warmup_epochs=wanted, warmup_max_fraction=share)
+    assert build_warmup(hyp, epochs, steps_per_epoch).steps == steps
+
+
+def test_the_warm_up_never_outlasts_its_share_of_the_run() -> None:
+    for share, epochs, steps_per_epoch in itertools.product((0.05, 0.1, 0.29, 1.0), (1, 2, 3, 7, 30), (1, 3, 7, 50)):
+        steps = build_warmup(replace(HYP, warmup_epochs=1000.0, warmup_max_fraction=share), epochs, steps_per_epoch)
+        most = Fraction(str(share)) * epochs * steps_per_epoch
+        assert most - 1 < steps.steps <= most, (share, epochs, steps_per_epoch)
+
+
+def test_warm_up_by_hand() -> None:
+    warmup = Warmup(steps=4, bias_lr=0.1, momentum=0.8)
+    assert [warmup.lr("decay", 0.02, step) for step in range(6)] == pytest.approx([0, 0.005, 0.01, 0.015, 0.02, 0.02])
+    assert [warmup.lr("no_decay", 0.02, step) for step in (0, 2, 4)] == pytest.approx([0, 0.01, 0.02])
+    assert [warmup.lr("bias", 0.02, step) for step in range(6)] == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02, 0.02])
+    assert [warmup.momentum_at(0.9, step) for step in range(6)] == pytest.approx([0.8, 0.825, 0.85, 0.875, 0.9, 0.9])
+    none = Warmup(steps=0, bias_lr=0.1, momentum=0.8)
+    assert none.lr("bias", 0.02, 0) == 0.02 and none.momentum_at(0.9, 0) == 0.9
+
+
+def by_hand(hyp: Hyp, epochs: int, steps_per_epoch: int, group: str, step: int) -> tuple[float, float]:
+    """lr and momentum from the formulas as they are written down for users, one number at a time."""
+    x = step // steps_per_epoch
+    factor = {
+        "linear": 1 - (1 - hyp.lrf) * (x / (epochs - 1) if epochs > 1 else 0),
+        "one_cycle": hyp.lrf + (1 - hyp.lrf) * (1 + math.cos(math.pi * x / epochs)) / 2,
+        "constant": 1,
+    }[hyp.schedule]
+    iterations = epochs * steps_per_epoch
+    length = min(round(hyp.warmup_epochs * steps_per_epoch), math.floor(hyp.warmup_max_fraction * iterations))
+    share = min(step / length, 1) if length else 1
+    begin = hyp.warmup_bias_lr if group == "bias" else 0
+    return begin * (1 - share) + hyp.lr0 * factor * share, hyp.warmup_momentum * (1 - share) + hyp.momentum * share
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_optimizer_step_uses_what_the_curve_says(optimizer: str, schedule: str) -> None:
+    for epochs, steps_per_epoch, warmup in itertools.product((1, 2, 3, 10), (1, 7, 50), (0.0, 0.5, 3.0)):
+        hyp = replace(HYP, optimizer=optimizer, schedule=schedule, warmup_epochs=warmup)
+        model, used_optimizer, lr, used = start(hyp, epochs, steps_per_epoch)
+        assert type(lr.scheduler) is LambdaLR
+        iterations = epochs * steps_per_epoch
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train(model, used_optimizer, lr, range(iterations), steps_per_epoch)
+        assert lr.scheduler.last_epoch == epochs, "stepped once an epoch"
+        curve = curve_of(hyp, epochs, steps_per_epoch)
+        same(used, curve, range(iterations))
+        for group, step in itertools.product(curve.lr, range(iterations)):
+            expected = by_hand(hyp, epochs, steps_per_epoch, group, step)
+            assert used[step][group] == pytest.approx(expected, rel=1e-12, abs=1e-15), (group, step)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_resumed_run_uses_the_same_and_ends_at_the_same_weights(optimizer: str, schedule: str) -> None:
+    epochs, steps_per_epoch = 4, 3
+    hyp, iterations = replace(HYP, optimizer=optimizer, schedule=schedule), epochs * steps_per_epoch
+    curve = curve_of(hyp, epochs, steps_per_epoch)
+    whole, whole_optimizer, lr, _ = start(hyp, epochs, steps_per_epoch)
+    train(whole, whole_optimizer, lr, range(iterations), steps_per_epoch)
+    for stop in range(iterations):
+        first, first_optimizer, lr, _ = start(hyp, epochs, steps_per_epoch)
+        train(first, first_optimizer, lr, range(stop), steps_per_epoch)
+        optimizer_state = NamedOptimizerState(first, first_optimizer).state_dict()
+        state = copy.deepcopy((first.state_dict(), optimizer_state, lr.scheduler.state_dict()))
+        model, new_optimizer, lr, used = start(hyp, epochs, steps_per_epoch)
+        model.load_state_dict(state[0])
+        NamedOptimizerState(model, new_optimizer).load_state_dict(state[1])
+        lr.scheduler.load_state_dict(state[2])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train(model, new_optimizer, lr, range(stop, iterations), steps_per_epoch)
+        same(used, curve, range(stop, iterations))
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, model.state_dict()[name]), f"{name}, interrupted before step {stop}"
+
+
+def test_skipped_steps_of_mixed_precision_do_not_move_the_curve() -> None:
+    """A step with overflowing gradients is not taken, and the next one uses what belongs to its own iteration."""
+    hyp = replace(HYP, optimizer="AdamW", warmup_epochs=1.0)
+    model, optimizer, lr, used = start(hyp, 4, 5, fused=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    scaler.scale(torch.ones(()))
+    overflowing = {0, 3, 4, 9, 17}
+    for step in range(20):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, math.inf if step in overflowing else 1.0)
+        lr.apply(step)
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        if (step + 1) % 5 == 0:
+            lr.end_epoch()
+    same(used, curve_of(hyp, 4, 5), [step for step in range(20) if step not in overflowing])
+
+
+def test_current_is_what_the_last_step_used_also_after_the_end_of_the_epoch() -> None:
+    """It is what results.csv shows for an epoch: `LambdaLR.step` has by then written the next epoch's lr."""
+    hyp = replace(HYP, schedule="linear", warmup_epochs=0.0)
+    model, optimizer, lr, used = start(hyp, 5, 2)
+    shown = []
+    for epoch in range(5):
+        train(model, optimizer, lr, range(2 * epoch, 2 * epoch + 2), 2)
+        assert lr.current() == {group: value for group, (value, _) in used[-1].items()}
+        shown.append(lr.current()["decay"] / hyp.lr0)
+    assert shown == pytest.approx(LINEAR[5])
+
+
+def test_warm_up_starts_groups_and_momentum_where_it_says() -> None:
+    for optimizer in OPTIMIZERS:
+        hyp = replace(HYP, optimizer=optimizer, warmup_epochs=2.0)
+        model, used_optimizer, lr, used = start(hyp, 10, 4)
+        train(model, used_optimizer, lr, range(9), 4)
+        assert used[0] == {"decay": (0.0, 0.8), "no_decay": (0.0, 0.8), "bias": (0.1, 0.8)}
+        assert used[8] == of_step(curve_of(hyp, 10, 4), 8)
+        assert used[8]["decay"] == used[8]["bias"] and used[8]["decay"][1] == 0.937, "over after 8 steps"
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("momentum", "warmup_momentum"), [(0.9, 0.0), (0.0, 0.8), (0.0, 0.0)])
+def test_momentum_zero_at_either_end_of_the_warm_up(optimizer: str, momentum: float, warmup_momentum: float) -> None:
+    """A run without momentum has none while it warms up either; one that starts from 0 gets to its momentum."""
+    hyp = replace(HYP, optimizer=optimizer, momentum=momentum, warmup_momentum=warmup_momentum, warmup_epochs=1.0)
+    model, used_optimizer, lr, used = start(hyp, 4, 4)
+    train(model, used_optimizer, lr, range(16), 4)
+    same(used, curve_of(hyp, 4, 4), range(16))
+    assert [round(step["decay"][1], 12) for step in used[:5]] == (
+        [0.0, 0.225, 0.45, 0.675, 0.9] if momentum else [0.0] * 5
+    )
+
+
+def test_momentum_is_sgds_or_adams_first_beta() -> None:
+    sgd, adam = {"momentum": 0.9, "lr": 1.0}, {"betas": (0.9, 0.999), "lr": 1.0}
+    set_momentum(sgd, 0.5)
+    set_momentum(adam, 0.5)
+    assert sgd == {"momentum": 0.5, "lr": 1.0} and adam == {"betas": (0.5, 0.999), "lr": 1.0}
+
+
+def test_the_curve_knows_its_run() -> None:
+    curve = lr_curve(replace(HYP, close_mosaic=3, warmup_epochs=1.0), 10, 4, {"decay": 0.02, "bias": 0.04})
+    assert (curve.epochs, curve.steps_per_epoch, curve.warmup_steps, curve.close_mosaic_epoch) == (10, 4, 4, 7)
+    assert {group: (values.dtype, values.shape) for group, values in curve.lr.items()} == {
+        group: (np.dtype("float64"), (40,)) for group in ("decay", "bias")
+    }
+    assert curve.lr["decay"][4] == 0.02 * build_factor(HYP, 10)(1), "each group has a base of its own"
+    assert curve.lr["bias"][4] == 0.04 * build_factor(HYP, 10)(1)
+    for closing, epoch in ((0, None), (10, 0), (40, 0)):
+        assert lr_curve(replace(HYP, close_mosaic=closing), 10, 4, {"decay": 0.1}).close_mosaic_epoch == epoch
+
+
+def test_the_plan_in_words() -> None:
+    hyp = replace(HYP, schedule="linear", warmup_epochs=0.5, lrf=0.2)
+    lines = describe_curve(lr_curve(hyp, 5, 4, {"decay": 0.02, "bias": 0.02}))
+    assert lines[0] == "iterations   20 = 5 epochs x 4 optimizer steps; warm-up 2 (10.0%)"
+    assert [line.split() for line in lines[1:]] == [
+        ["at", "first", "warm", "1/4", "1/2", "3/4", "last"],
+        ["lr/decay", "0", "0.02", "0.016", "0.012", "0.008", "0.004"],
+        ["lr/bias", "0.1", "0.02", "0.016", "0.012", "0.008", "0.004"],
+        ["momentum", "0.8", "0.937", "0.937", "0.937", "0.937", "0.937"],
+    ]
+    assert len({len(line) for line in lines[1:]}) == 1, "columns stand under one another"
+    without = describe_curve(lr_curve(replace(hyp, warmup_epochs=0.0), 5, 4, {"decay": 0.02}))
+    assert without[1].split() == ["at", "first", "1/4", "1/2", "3/4", "last"]
+    assert describe_curve(lr_curve(hyp, 1, 1, {"decay": 0.02}))[1].split() == ["at", "last"]

@@ -1,0 +1,196 @@
+"""train.py from the command line: what a run writes, that its lr is the planned one, and that a resumed run is the
+uninterrupted one."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import train
+from utils.checkpoint import load_checkpoint
+from utils.errors import TrainingDiverged, UserError
+
+FAST = ["--imgsz", "64", "--batch", "4", "--device", "cpu", "--workers", "0", "--noplots"]
+
+
+def run(data: Path, project: Path, *flags: str) -> Path:
+    """Train, and return the run folder."""
+    before = set(project.iterdir()) if project.exists() else set()
+    train.main(["--data", str(data), "--project", str(project), *FAST, *flags])
+    new = set(project.iterdir()) - before
+    return new.pop() if new else max(project.iterdir(), key=lambda p: p.stat().st_mtime)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def same(a: object, b: object) -> bool:
+    """Equal to the last bit, through dicts and lists."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """Let the run die right after it saved `epoch` (counted from 1)."""
+    save = train.save
+
+    def save_and_die(training, *args, **kwargs):
+        save(training, *args, **kwargs)
+        if training.state.epoch == epoch:
+            raise Interrupted
+
+    monkeypatch.setattr(train, "save", save_and_die)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_a_resumed_run_is_the_uninterrupted_one(tiny_data, tmp_path, monkeypatch, optimizer):
+    flags = ["--epochs", "4", "--optimizer", optimizer, "--multi-scale", "--set", "close_mosaic=1", "nominal_batch=8"]
+    whole = run(tiny_data, tmp_path / "whole", *flags)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(Interrupted):
+            run(tiny_data, tmp_path / "parts", *flags)
+    parts = tmp_path / "parts" / "exp"
+    assert [row["epoch"] for row in rows(parts)] == ["1", "2"]
+    train.main(["--resume", str(parts), "--workers", "2"])
+
+    expected, got = (load_checkpoint(folder / "weights" / "last.pt")["state"] for folder in (whole, parts))
+    assert expected["progress"].pop("seconds") > 0 and got["progress"].pop("seconds") > 0
+    assert same(expected, got)
+    for one, other in zip(rows(whole), rows(parts), strict=True):
+        assert {**one, "time": ""} == {**other, "time": ""}
+    times = [float(row["time"]) for row in rows(parts)]
+    assert times == sorted(times)
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tiny_data, tmp_path):
+    folders = [run(tiny_data, tmp_path, "--epochs", "1", "--seed", seed) for seed in ("3", "3", "4")]
+    first, second, third = (load_checkpoint(f / "weights" / "last.pt")["state"]["components"] for f in folders)
+    assert same(first["model"], second["model"])
+    assert not same(first["model"], third["model"])
+
+
+def test_linear_lr_logs_the_factors_by_hand(tiny_data, tmp_path):
+    flags = ["--linear-lr", "--epochs", "5", "--set", "lr0=0.01", "lrf=0.2", "warmup_epochs=0"]
+    folder = run(tiny_data, tmp_path, *flags)
+    expected = [0.2 + share * 0.8 for share in (1, 0.75, 0.5, 0.25, 0)]
+    for group in ("decay", "no_decay", "bias"):
+        assert [float(row[f"lr/{group}"]) / 0.01 for row in rows(folder)] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("schedule", ["--linear-lr", "--cos-lr"])
+def test_the_shortest_runs_train(tiny_data, tmp_path, epochs, schedule):
+    folder = run(tiny_data, tmp_path, "--epochs", str(epochs), schedule)
+    table = rows(folder)
+    assert [row["epoch"] for row in table] == [str(e + 1) for e in range(epochs)]
+    assert all(float(row["train/box_loss"]) > 0 for row in table)
+
+
+def test_run_folder_and_its_files(tiny_data, tmp_path):
+    flags = [flag for flag in FAST if flag != "--noplots"]
+    train.main(["--data", str(tiny_data), "--project", str(tmp_path), *flags, "--epochs", "1", "--save-period", "1"])
+    folder = tmp_path / "exp"
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    expected = {"opt.yaml", "hyp.yaml", "lr.png", "results.csv", "results.png", "labels.png", "confusion_matrix.png"}
+    expected |= {f"train_batch{i}.jpg" for i in range(3)} | {f"{c}_curve.png" for c in ("PR", "F1", "P", "R")}
+    expected |= {"val_batch0_labels.jpg", "val_batch0_pred.jpg"}
+    expected |= {f"weights/{name}.pt" for name in ("last", "best", "epoch1")}
+    assert expected <= names
+    assert yaml.safe_load((folder / "opt.yaml").read_text())["imgsz"] == 64
+    assert yaml.safe_load((folder / "hyp.yaml").read_text())["lr0"] > 0
+
+
+def test_image_size_comes_from_the_data(tiny_data, tmp_path, capsys):
+    train.main(["--data", str(tiny_data), "--project", str(tmp_path), "--epochs", "1", "--noplots", "--batch", "6"])
+    assert "image size   64 (longest side" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "exp" / "weights" / "best.pt")["imgsz"] == 64
+
+
+def test_frozen_backbone_stays_to_the_last_bit(tiny_data, tmp_path):
+    folder = run(tiny_data, tmp_path, "--epochs", "1", "--freeze", "backbone", "--seed", "5")
+    fresh = train.build_model("yolo-n", "", ("square", "bar"), 5, cfg_given=True)[0].state_dict()
+    trained = load_checkpoint(folder / "weights" / "last.pt")["state"]["components"]["model"]
+    assert all(torch.equal(trained[name], fresh[name]) for name in fresh if name.startswith("backbone."))
+    assert not torch.equal(trained["head.boxes.0.2.weight"], fresh["head.boxes.0.2.weight"])
+
+
+def test_fine_tuning_starts_from_the_checkpoint_and_says_what_fits(tiny_data, tmp_path, capsys):
+    first = run(tiny_data, tmp_path, "--epochs", "1")
+    other = tiny_data.with_name("other.yaml")
+    other.write_text(tiny_data.read_text().replace("square, bar", "bar, square, disc"))
+    capsys.readouterr()
+    run(other, tmp_path, "--epochs", "1", "--weights", str(first / "weights" / "best.pt"))
+    assert "class outputs of 2 names" in capsys.readouterr().out
+
+
+def test_early_stopping_stops(tiny_data, tmp_path, capsys):
+    # With lr this small the weights hardly move: no epoch beats the first.
+    folder = run(tiny_data, tmp_path, "--epochs", "6", "--patience", "2", "--set", "lr0=1e-12")
+    assert len(rows(folder)) == 3
+    assert "no better mAP50-95 for 2 epochs (best: epoch 1)" in capsys.readouterr().out
+
+
+def test_validation_and_saving_as_asked(tiny_data, tmp_path):
+    folder = run(tiny_data, tmp_path, "--epochs", "3", "--val-period", "2")
+    assert [bool(row["metrics/mAP50"]) for row in rows(folder)] == [False, True, True]
+    folder = run(tiny_data, tmp_path, "--epochs", "3", "--noval")
+    assert [bool(row["metrics/mAP50"]) for row in rows(folder)] == [False, False, True]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing(tiny_data, tmp_path):
+    with pytest.raises(TrainingDiverged, match="epoch 1: the training loss is not finite"):
+        run(tiny_data, tmp_path, "--epochs", "2", "--set", "box=1e38", "dfl=1e38")
+    assert not list((tmp_path / "exp" / "weights").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "9"], "--epochs 9: this run has 1"),
+        ([], "has trained all of its 1 epochs"),
+    ],
+)
+def test_resume_refuses_what_would_be_another_run(tiny_data, tmp_path, flags, message):
+    folder = run(tiny_data, tmp_path, "--epochs", "1")
+    with pytest.raises(UserError, match=message):
+        train.main(["--resume", str(folder), *flags])
+
+
+@pytest.mark.parametrize("flags", [["--amp", "bf16"], ["--rect"], ["--single-cls"], ["--adam"], ["--cache", "disk"]])
+def test_options_train(tiny_data, tmp_path, flags):
+    folder = run(tiny_data, tmp_path, "--epochs", "1", *flags)
+    assert float(rows(folder)[0]["train/box_loss"]) > 0
+
+
+def test_workers_and_cache_do_not_change_the_weights(tiny_data, tmp_path):
+    plain = run(tiny_data, tmp_path, "--epochs", "1", "--cache", "off")
+    other = run(tiny_data, tmp_path, "--epochs", "1", "--cache", "ram", "--workers", "2")
+    first, second = (load_checkpoint(f / "weights" / "last.pt")["state"]["components"] for f in (plain, other))
+    assert same(first, second)
+
+
+def test_train_py_stays_a_contents_page():
+    """The loop fits on a screen and does not ask who it is."""
+    import ast
+    import inspect
+
+    source = inspect.getsource(train.train_one_epoch)
+    assert len(source.splitlines()) <= 60
+    asked = [ast.unparse(node.test) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.If)]
+    assert len(asked) == 1 and "accumulate" in asked[0]
