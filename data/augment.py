@@ -1,4 +1,4 @@
-"""What is done to the pixels and boxes of a training picture. Every function is pure: draws come from a generator given.
+"""What is done to the pixels and boxes of a training picture. All draws come from a generator that is passed in.
 
 Boxes are xyxy in pixels, with pixel i covering [i, i + 1]: the centre of the first pixel is at 0.5.
 """
@@ -85,8 +85,7 @@ class Affine(NamedTuple):
 
 
 def warp(picture: Picture, matrix: np.ndarray, width: int, height: int) -> Picture:
-    """Warp an image by a 3×3 `matrix` to `width`×`height`, grey outside; boxes cut to what is seen, and too small ones
-    dropped."""
+    """Warp by a 3×3 `matrix` to `width`×`height`, grey outside; boxes are cut to what is seen, see `warp_boxes`."""
     # OpenCV counts from the centre of the first pixel, boxes from its edge.
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     back = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])
@@ -184,8 +183,8 @@ def jitter_hsv(image: np.ndarray, rng: np.random.Generator, hue: float, saturati
     levels = np.arange(256, dtype=np.float64)
     table = np.empty((1, 256, 3), np.uint8)
     table[0, :, 0] = (levels + round(180 * hue * u[0])) % 180  # OpenCV's hue of 8 bits has a step of 2 degrees
-    table[0, :, 1] = np.clip(levels * (1 + saturation * u[1]), 0, 255)
-    table[0, :, 2] = np.clip(levels * (1 + value * u[2]), 0, 255)
+    table[0, :, 1] = np.clip(np.rint(levels * (1 + saturation * u[1])), 0, 255)
+    table[0, :, 2] = np.clip(np.rint(levels * (1 + value * u[2])), 0, 255)
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     return cv2.cvtColor(cv2.LUT(hsv, table, dst=hsv), cv2.COLOR_HSV2RGB, dst=hsv)
 

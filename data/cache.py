@@ -120,9 +120,9 @@ class ImageCache:
 
 
 def build_cache(images: ImageList, imgsz: int, mode: str) -> ImageCache:
-    """Decode all images once, into memory (`ram`) or into a file under `cache_root()` that the next run reuses (`disk`).
+    """Decode all images once, into memory (`ram`) or into a file under `cache_root()` (`disk`).
 
-    Raises `UserError` where memory or disk is too short, or an image can't be read.
+    The file is taken again by the next run that asks for the same images at the same size. Raises `UserError` where memory or disk is too short, or an image can't be read.
     """
     if mode not in CACHE_MODES:
         raise ValueError(f"cache mode {mode!r} is none of {CACHE_MODES}")
@@ -171,7 +171,8 @@ def _disk_cache(images: ImageList, imgsz: int, sizes: np.ndarray) -> ImageCache:
     except OSError as error:
         raise UserError(f"--cache disk: can't write {folder}: {error.strerror or error}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()  # nothing to remove once it has its name
     return ImageCache(str(path), sizes)
 
 
@@ -223,7 +224,7 @@ def _memory_file(size: int) -> tuple[str, Any]:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Make a file of `size` bytes with its blocks reserved: writing through a map to a full disk would be a bus error."""
+    """Make a file with its blocks reserved: to write through a map when the disk is full would be a bus error."""
     with open(path, "wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)

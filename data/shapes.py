@@ -27,6 +27,7 @@ SIDE = 160  # px
 CLUTTER = -1  # the class of what is no class
 MIN_VISIBLE = 0.6  # share of a shape's area that is in the picture and under no other shape
 RADII = (15.0, 42.0)  # px, of the circle around a shape
+TURN = 25.0  # ± degrees
 TRIES = 20  # places tried for a shape before it is left out
 
 
@@ -114,15 +115,21 @@ def _place(draw: np.random.Generator, label: int, shapes: list[Shape]) -> Shape 
     for _ in range(TRIES):
         points = _outline(draw, label) @ _squeeze(draw) * np.exp(draw.uniform(low, high))
         points += draw.uniform(0, SIDE, 2)
-        mask = np.zeros((SIDE, SIDE), np.uint8)
-        # OpenCV counts from the centre of the first pixel, in sixteenths here.
-        cv2.fillPoly(mask, [np.rint((points - 0.5) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+        mask = _fill(points)
         shape = Shape(label, mask, _area(points), mask > 127)
         if _share(shape, shape.shown) < MIN_VISIBLE:
             continue
         if all(_share(lower, lower.shown & ~shape.shown) >= MIN_VISIBLE for lower in shapes):
             return shape
     return None
+
+
+def _fill(points: np.ndarray) -> np.ndarray:
+    """How much of each pixel a polygon covers: uint8 `[SIDE, SIDE]`, 255 for all of it."""
+    fine = np.zeros((4 * SIDE, 4 * SIDE), np.uint8)
+    # OpenCV counts from the centre of the first pixel, in sixteenths here.
+    cv2.fillPoly(fine, [np.rint((4 * points - 0.5) * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
+    return cv2.resize(fine, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 
 def _share(shape: Shape, shown: np.ndarray) -> float:
@@ -135,8 +142,8 @@ def _area(points: np.ndarray) -> float:
 
 
 def _squeeze(draw: np.random.Generator) -> np.ndarray:
-    """A rotation by any angle, after a stretch that leaves the outline what it is."""
-    angle, stretch = draw.uniform(0, 2 * np.pi), draw.uniform(0.85, 1.0)
+    """A rotation, after a stretch that leaves the outline what it is."""
+    angle, stretch = np.radians(draw.uniform(-TURN, TURN)), draw.uniform(0.85, 1.0)
     cos, sin = np.cos(angle), np.sin(angle)
     return np.array([[1, 0], [0, stretch]]) @ np.array([[cos, sin], [-sin, cos]])
 

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+import train
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -49,3 +51,13 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = root / "tiny.yaml"
     file.write_text("train: images/train\nval: images/val\nnames: [square, bar]\n")
     return file
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of some seconds on `tiny_data`, with weights good enough to find something."""
+    project = tmp_path_factory.mktemp("runs")
+    flags = ["--imgsz", "64", "--batch", "4", "--device", "cpu", "--noplots", "--workers", "0", "--cache", "off"]
+    settings = ["--set", "mosaic=0", "scale=0", "warmup_epochs=0", "ema_tau=10", "ema_decay=0.9"]
+    train.main(["--data", str(tiny_data), "--project", str(project), "--epochs", "40", "--noval", *flags, *settings])
+    return project / "exp"

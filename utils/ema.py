@@ -35,7 +35,8 @@ class ModelEMA(AveragedModel):
         """Take in the weights of `model`: call after each applied optimizer step."""
         self.updates += 1
         decay = ema_decay(self.updates, self.decay, self.tau)
-        averaged, current = list(self.module.state_dict().values()), list(model.state_dict().values())
+        averaged = [*self.module.parameters(), *self.module.buffers()]  # a shared weight once, unlike in a state_dict
+        current = [*model.parameters(), *model.buffers()]
         pairs = [(a, c) for a, c in zip(averaged, current, strict=True) if a.is_floating_point()]
         torch._foreach_lerp_([a for a, _ in pairs], [c for _, c in pairs], 1 - decay)
         for a, c in zip(averaged, current, strict=True):

@@ -7,13 +7,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 GROUPS = ("decay", "no_decay", "bias")
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm) + (
-    (nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()
-)
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 ADAM_BETA2 = 0.999
+KERNEL_OPTIONS = ("fused", "foreach", "capturable")
 
 
 class OptimizerSettings(Protocol):
@@ -49,6 +49,9 @@ def _group_of(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
     if name == "bias" or (isinstance(module, nn.MultiheadAttention) and name == "in_proj_bias"):
         return "bias"
     if isinstance(module, (*NORMS, nn.Embedding, nn.EmbeddingBag)) or parameter.ndim <= 1:
+        return "no_decay"
+    # Vectors that are shaped to broadcast, such as a layer scale `[C, 1, 1]`.
+    if parameter.ndim > 2 and parameter.numel() == max(parameter.shape) and not isinstance(module, _ConvNd):
         return "no_decay"
     return "decay"
 
@@ -89,21 +92,23 @@ class NamedOptimizerState:
         return {"groups": groups, "state": state}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take a saved state.
+        """Take a saved state; which kernels compute the steps stays as it was chosen for this machine.
 
         Raises:
             ValueError: its groups or parameters are not those of this optimizer.
         """
         current = self.optimizer.state_dict()
-        index = iter(range(sum(len(group["params"]) for group in current["param_groups"])))
-        order = {next(index): self.names[p] for group in self.optimizer.param_groups for p in group["params"]}
+        shapes = {self.names[p]: p.shape for group in self.optimizer.param_groups for p in group["params"]}
         if {g["name"] for g in current["param_groups"]} != set(saved["groups"]):
             raise ValueError("the saved parameter groups are not those of this model")
-        if not set(saved["state"]) <= set(order.values()):
-            raise ValueError("the saved optimizer state is of other parameters")
+        for name, slots in saved["state"].items():
+            saved_shapes = {slot.shape for slot in slots.values() if torch.is_tensor(slot) and slot.ndim}
+            if name not in shapes or saved_shapes - {shapes[name]}:
+                raise ValueError(f"the saved optimizer state is of other parameters: {name}")
         for group in current["param_groups"]:
-            group.update(saved["groups"][group["name"]])
-        current["state"] = {i: saved["state"][name] for i, name in order.items() if name in saved["state"]}
+            options = saved["groups"][group["name"]]
+            group.update({key: value for key, value in options.items() if key not in KERNEL_OPTIONS})
+        current["state"] = {i: saved["state"][name] for i, name in enumerate(shapes) if name in saved["state"]}
         self.optimizer.load_state_dict(current)
 
 

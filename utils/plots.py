@@ -288,7 +288,7 @@ def _draw_class_counts(axes: Axes, counts: np.ndarray, names: Sequence[str], ima
     bars = axes.bar(np.arange(len(shown)), counts[shown], color=BLUE, width=width)
     labels = [_shorten(names[i]) for i in shown]
     crowded = len(shown) > 10
-    axes.set_xticks(np.arange(len(shown)), labels, rotation=90 if crowded else 0, fontsize=7 if crowded else 10)
+    axes.set_xticks(np.arange(len(shown)), labels, rotation=90 if crowded else 0, fontsize=7 if len(shown) > 40 else 9)
     axes.set_xlim(-0.7, len(shown) - 0.3)
     axes.grid(False, axis="x")
     axes.set_ylabel("boxes")
@@ -416,11 +416,16 @@ def draw_boxes(
     classes: ArrayLike,
     names: Sequence[str],
     scores: ArrayLike | None = None,
+    *,
+    line: int = 0,
+    show_labels: bool = True,
+    show_scores: bool = True,
 ) -> np.ndarray:
     """Return a copy of `image` (uint8[H, W, 3], RGB) with boxes float[n, 4] (xyxy, pixels) drawn in class colours.
 
     Labels go where they hide least of the other boxes. One that would cover another label or most of a box is left
     out: its box still tells the class by its colour. Boxes of higher score (or earlier ones) come first.
+    `line`: width of the box lines in pixels; 0 suits them to the picture and the box.
     """
     image = np.ascontiguousarray(image).copy()
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
@@ -429,7 +434,8 @@ def draw_boxes(
     long_side = max(image.shape[:2])
     scale = float(np.clip(long_side / 1500, 0.4, 1.6))
     thickness = 1 if scale < 0.8 else 2
-    labels = [names[classes[i]] + ("" if scores is None else f" {np.asarray(scores)[i]:.2f}") for i in order]
+    with_scores = scores is not None and show_scores
+    labels = [names[classes[i]] + (f" {np.asarray(scores)[i]:.2f}" if with_scores else "") for i in order]
 
     for i in order[::-1]:
         x1, y1, x2, y2 = boxes[i].round().astype(int).tolist()

@@ -84,7 +84,8 @@ class Warmup:
         return self._move(start, target, step)
 
     def momentum_at(self, target: float, step: int) -> float:
-        return self._move(self.momentum, target, step)
+        """A run without momentum (`target` 0) has none in its warm-up either."""
+        return self._move(self.momentum, target, step) if target > 0 else 0.0
 
     def _move(self, start: float, target: float, step: int) -> float:
         return start + (target - start) * (step / self.steps) if step < self.steps else target
@@ -131,7 +132,7 @@ def set_momentum(group: dict[str, Any], momentum: float) -> None:
     """Set the momentum of one parameter group: SGD's, or Adam's first beta."""
     if "betas" in group:
         group["betas"] = (momentum, group["betas"][1])
-    elif group["momentum"] > 0:  # SGD with momentum 0 and Nesterov off stays so
+    else:
         group["momentum"] = momentum
 
 
@@ -169,8 +170,8 @@ def describe_curve(curve: LRCurve) -> list[str]:
         f"iterations   {total} = {curve.epochs} epochs x {curve.steps_per_epoch} optimizer steps; warm-up "
         f"{curve.warmup_steps} ({curve.warmup_steps / total:.1%})"
     ]
-    marks = {0: "first", curve.warmup_steps: "warm", total // 4: "1/4", total // 2: "1/2", total * 3 // 4: "3/4"}
-    marks = {step: name for step, name in marks.items() if step < total - 1} | {total - 1: "last"}
+    marks = {total * 3 // 4: "3/4", total // 2: "1/2", total // 4: "1/4", curve.warmup_steps: "warm", 0: "first"}
+    marks = {step: marks[step] for step in sorted(marks) if step < total - 1} | {total - 1: "last"}
     lines.append("at           " + "".join(f"{name:>12}" for name in marks.values()))
     for group, values in curve.lr.items():
         lines.append(f"lr/{group:<10}" + "".join(f"{values[step]:>12.6g}" for step in marks))

@@ -1,0 +1,266 @@
+"""A sample is a function of (seed, epoch, index), and its boxes lie on its pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data.cache import load_image
+from data.dataset import DetectionDataset, Sample, SampleKey
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The hyper-parameters that matter here; by default nothing is augmented."""
+
+    hsv_h: float = 0.0
+    hsv_s: float = 0.0
+    hsv_v: float = 0.0
+    degrees: float = 0.0
+    translate: float = 0.0
+    scale: float = 0.0
+    shear: float = 0.0
+    perspective: float = 0.0
+    flipud: float = 0.0
+    fliplr: float = 0.0
+    mosaic: float = 0.0
+    mixup: float = 0.0
+    close_mosaic: int = 0
+
+
+PLAIN = Settings()
+ALL = Settings(0.1, 0.7, 0.4, 20.0, 0.1, 0.5, 10.0, 0.0005, 0.5, 0.5, 0.7, 0.5, 2)
+
+
+class Labelled:
+    """An index of images in a folder."""
+
+    digest = "labels"
+
+    def __init__(self, paths: list[Path], sizes: list[tuple[int, int]], boxes: list[list[list[float]]]) -> None:
+        self.paths, self.sizes = paths, np.array(sizes, np.int32)
+        self.offsets = np.cumsum([0, *map(len, boxes)])
+        self.boxes = np.array([box for own in boxes for box in own], np.float32).reshape(-1, 4)
+        self.classes = np.repeat(np.arange(len(boxes)), [len(own) for own in boxes]).astype(np.int32)
+        self.crowd = np.zeros(len(self.boxes), bool)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, i: int) -> str:
+        return str(self.paths[i])
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+    """Eight images of two shapes with a white rectangle each on the padding's grey; class = number of the image."""
+    folder = tmp_path_factory.mktemp("rectangles")
+    draw = np.random.default_rng(0)
+    paths, sizes, boxes = [], [], []
+    for i in range(8):
+        width, height = ((128, 96), (70, 140))[i % 2]
+        x, y = draw.integers(8, 20, 2)
+        box = [x, y, x + draw.integers(20, 40), y + draw.integers(30, 60)]
+        image = np.full((height, width, 3), 114, np.uint8)
+        image[box[1] : box[3], box[0] : box[2]] = 255
+        paths.append(folder / f"{i}.png")
+        cv2.imwrite(str(paths[-1]), image)
+        sizes.append((width, height))
+        boxes.append([[float(value) for value in box]])
+    return Labelled(paths, sizes, boxes)
+
+
+def make(index: Labelled, hyp: Settings = PLAIN, augment: bool = True, imgsz: int = 128, **options) -> DetectionDataset:
+    return DetectionDataset(index, imgsz, hyp, augment=augment, **({"seed": 5, "epochs": 20} | options))
+
+
+def same(first: Sample, second: Sample) -> bool:
+    pairs = [(getattr(first, name), getattr(second, name)) for name in ("image", "boxes", "classes", "letterbox")]
+    return first.index == second.index and all(torch.allclose(a, b, 0, 0, equal_nan=True) for a, b in pairs)
+
+
+def bright_boxes(image: np.ndarray) -> list[np.ndarray]:
+    """Boxes of the bright regions of more than 40 pixels."""
+    mask = (image[..., 0] > 184).astype(np.uint8)
+    stats = cv2.connectedComponentsWithStats(mask, connectivity=4)[2][1:]
+    return [np.array([x, y, x + w, y + h]) for x, y, w, h, area in stats if area > 40]
+
+
+def test_a_sample_does_not_depend_on_what_was_drawn_before(index: Labelled) -> None:
+    keys = [SampleKey(epoch, i) for epoch in (0, 1, 19) for i in range(8)]
+    dataset = make(index, ALL)
+    first = {key: dataset[key] for key in keys}
+    np.random.seed(1)
+    torch.manual_seed(1)
+    other = make(index, ALL)
+    for key in reversed(keys):
+        assert same(other[key], first[key])
+
+
+def test_epochs_images_and_seeds_draw_differently(index: Labelled) -> None:
+    dataset = make(index, ALL)
+    assert not same(dataset[SampleKey(0, 0)], dataset[SampleKey(1, 0)])
+    assert not same(dataset[SampleKey(0, 0)], make(index, ALL, seed=6)[SampleKey(0, 0)])
+
+
+@pytest.mark.parametrize("mode", ["ram", "disk"])
+@pytest.mark.parametrize("augment", [True, False])
+def test_a_cache_changes_nothing(index: Labelled, mode: str, augment: bool) -> None:
+    plain, cached = make(index, ALL, augment), make(index, ALL, augment, cache=mode)
+    for i in range(8):
+        assert same(plain[SampleKey(3, i)], cached[SampleKey(3, i)])
+
+
+@pytest.mark.parametrize("mosaic", [0.0, 1.0])
+def test_boxes_hug_the_bright_pixels_whatever_is_done(index: Labelled, mosaic: float) -> None:
+    dataset = make(index, replace(ALL, mosaic=mosaic, mixup=0.0, hsv_h=0.0, hsv_s=0.0, hsv_v=0.0))
+    seen = 0
+    for epoch in range(10):
+        for i in range(8):
+            sample = dataset[SampleKey(epoch, i)]
+            assert sample.image.dtype == torch.uint8 and tuple(sample.image.shape) == (3, 128, 128)
+            assert sample.boxes.dtype == torch.float32 and sample.classes.dtype == torch.int64
+            regions = bright_boxes(sample.image.permute(1, 2, 0).numpy())
+            for box in sample.boxes.numpy():
+                nearest = min((np.abs(region - box).max() for region in regions), default=0.0)
+                assert nearest <= 2 or np.prod(box[2:] - box[:2]) < 100
+            for region in regions:
+                nearest = min((np.abs(region - box).max() for box in sample.boxes.numpy()), default=np.inf)
+                assert nearest <= 2 or np.prod(region[2:] - region[:2]) < 200
+            seen += len(regions)
+    assert seen > 60
+
+
+def test_mosaic_shows_others_and_stops_for_the_last_epochs(index: Labelled) -> None:
+    dataset = make(index, replace(PLAIN, mosaic=1.0, close_mosaic=4))
+    shown = [set(dataset[SampleKey(epoch, 2)].classes.tolist()) for epoch in range(20)]
+    assert all(classes <= {2} for classes in shown[16:])
+    assert set.union(*shown[:16]) == set(range(8))
+    assert len({frozenset(classes) for classes in shown[:16]}) > 5
+
+
+def test_mosaic_of_no_epoch_or_of_all(index: Labelled) -> None:
+    single = make(index, PLAIN)[SampleKey(0, 0)]
+    assert same(make(index, replace(PLAIN, mosaic=1.0, close_mosaic=20))[SampleKey(0, 0)], single)
+    assert not same(make(index, replace(PLAIN, mosaic=1.0, close_mosaic=0))[SampleKey(19, 0)], single)
+
+
+def test_mosaic_is_drawn_as_often_as_asked(index: Labelled) -> None:
+    dataset = make(index, replace(PLAIN, mosaic=0.5), imgsz=32, epochs=1000)
+    alone = sum(same(dataset[SampleKey(epoch, 0)], dataset[SampleKey(0, 0)]) for epoch in range(200))
+    single = make(index, PLAIN, imgsz=32)[SampleKey(0, 0)]
+    alone = sum(bool((dataset[SampleKey(epoch, 0)].image == single.image).all()) for epoch in range(200))
+    assert 70 < alone < 130  # within 4 deviations of 100
+
+
+def test_mixup_blends_the_boxes_of_two(index: Labelled) -> None:
+    dataset = make(index, replace(PLAIN, mixup=1.0), epochs=100)
+    plain = make(index, PLAIN, epochs=100)
+    for epoch in range(6):
+        sample = dataset[SampleKey(epoch, 1)]
+        own, other = sample.classes.tolist()
+        assert own == 1
+        parts = [plain[SampleKey(epoch, i)].image.float() for i in (own, other)]
+        least, most = torch.minimum(*parts) - 1, torch.maximum(*parts) + 1
+        assert ((sample.image >= least) & (sample.image <= most)).all()
+    assert len({dataset[SampleKey(epoch, 1)].classes[1].item() for epoch in range(20)}) > 4
+
+
+def test_without_augmentation_a_training_sample_is_the_letterboxed_image(index: Labelled) -> None:
+    for i in range(8):
+        trained, plain = make(index, PLAIN)[SampleKey(0, i)], make(index, PLAIN, augment=False)[SampleKey(0, i)]
+        assert (trained.image == plain.image).all()
+        assert torch.allclose(trained.boxes, plain.boxes)
+        assert trained.letterbox.isnan().all()
+
+
+def test_flips_mirror_the_sample(index: Labelled) -> None:
+    plain = make(index, PLAIN)[SampleKey(0, 0)]
+    mirrored = make(index, replace(PLAIN, fliplr=1.0))[SampleKey(0, 0)]
+    upside_down = make(index, replace(PLAIN, flipud=1.0))[SampleKey(0, 0)]
+    assert (mirrored.image == plain.image.flip(2)).all() and (upside_down.image == plain.image.flip(1)).all()
+    half = make(index, replace(PLAIN, fliplr=0.5), epochs=300)
+    count = sum(bool((half[SampleKey(epoch, 0)].image == mirrored.image).all()) for epoch in range(200))
+    assert 70 < count < 130
+
+
+@pytest.mark.parametrize("rect", [False, True])
+def test_the_letterbox_leads_back_to_the_original(index: Labelled, rect: bool) -> None:
+    dataset = make(index, ALL, augment=False, imgsz=64, rect=rect)
+    for i, (height, width) in enumerate(dataset.shapes()):
+        sample = dataset[SampleKey(0, i)]
+        assert tuple(sample.image.shape) == (3, height, width)
+        gain, pad = sample.letterbox[:2].numpy(), sample.letterbox[2:].numpy()
+        original = (sample.boxes.numpy().reshape(2, 2) - pad) / gain
+        assert original.reshape(-1) == pytest.approx(index.boxes[i], abs=1e-3)
+        (region,) = bright_boxes(sample.image.permute(1, 2, 0).numpy())
+        assert np.abs(region - sample.boxes[0].numpy()).max() <= 1
+
+
+def test_rect_takes_the_smallest_multiple_of_the_stride(index: Labelled) -> None:
+    # 128×96 and 70×140 at 128: 128×96 and 64×128; at 96: 96×72 and 48×96.
+    assert make(index, augment=False, rect=True).shapes()[:2].tolist() == [[96, 128], [128, 64]]
+    assert make(index, augment=False, rect=True, imgsz=96).shapes()[:2].tolist() == [[96, 96], [96, 64]]
+    assert make(index, augment=False).shapes().tolist() == [[128, 128]] * 8
+
+
+def test_rect_training_has_no_mosaic(index: Labelled) -> None:
+    dataset = make(index, replace(ALL, mosaic=1.0, mixup=1.0), rect=True)
+    for i, shape in enumerate(dataset.shapes()):
+        sample = dataset[SampleKey(0, i)]
+        assert tuple(sample.image.shape[1:]) == tuple(shape)
+        assert set(sample.classes.tolist()) <= {i}
+
+
+def test_crowds_and_single_class(index: Labelled) -> None:
+    crowded = Labelled(index.paths[:1], [(128, 96)], [[[10, 10, 50, 50], [20, 20, 60, 60], [0, 0, 99, 99]]])
+    crowded.crowd[1] = True
+    crowded.classes[:] = 4, 5, 6
+    for augment in (True, False):
+        assert make(crowded, augment=augment)[SampleKey(0, 0)].classes.tolist() == [4, 6]
+        assert make(crowded, augment=augment, single_cls=True)[SampleKey(0, 0)].classes.tolist() == [0, 0]
+    assert crowded.classes.tolist() == [4, 5, 6]
+
+
+def test_images_without_boxes(index: Labelled) -> None:
+    empty = Labelled(index.paths[:2], [(128, 96), (70, 140)], [[], []])
+    for hyp in (PLAIN, ALL):
+        for augment in (True, False):
+            sample = make(empty, hyp, augment)[SampleKey(0, 1)]
+            assert tuple(sample.boxes.shape) == (0, 4) and tuple(sample.classes.shape) == (0,)
+
+
+def test_a_cached_image_is_never_written_to(index: Labelled) -> None:
+    dataset = make(index, ALL, cache="ram")
+    for i in range(8):
+        dataset[SampleKey(0, i)].image[:] = 0
+    plain = make(index, PLAIN, augment=False, cache="ram", imgsz=128)[SampleKey(0, 0)]
+    assert (plain.image[:, 16:112].permute(1, 2, 0).numpy() == load_image(index.path(0), 128)).all()
+
+
+def test_an_image_size_off_the_stride_is_refused(index: Labelled) -> None:
+    with pytest.raises(UserError, match="--imgsz 100.*32"):
+        make(index, imgsz=100)
+
+
+def test_a_missing_image_is_named(index: Labelled, tmp_path: Path) -> None:
+    gone = Labelled([tmp_path / "gone.jpg"], [(10, 10)], [[]])
+    with pytest.raises(UserError, match=r"gone\.jpg"):
+        make(gone)[SampleKey(0, 0)]
+
+
+def test_real_images(bccd: Path) -> None:
+    paths = sorted((bccd / "JPEGImages").iterdir())[:6]
+    cells = Labelled(paths, [(640, 480)] * 6, [[[100, 100, 300, 250], [0, 0, 640, 480]]] * 6)
+    for hyp in (ALL, replace(ALL, mosaic=0.0)):
+        dataset = make(cells, hyp, imgsz=160, epochs=10)
+        for i in range(6):
+            sample = dataset[SampleKey(1, i)]
+            sides = sample.boxes[:, 2:] - sample.boxes[:, :2]
+            assert (sides > 2).all() and (sample.boxes >= 0).all() and (sample.boxes <= 160).all()

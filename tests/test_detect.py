@@ -1,0 +1,103 @@
+"""detect.py on images, folders, globs, lists and videos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import detect
+from utils.errors import UserError
+
+
+def run(tiny_run: Path, source: object, project: Path, *flags: str) -> Path:
+    weights = str(tiny_run / "weights" / "best.pt")
+    detect.main(["--weights", weights, "--source", str(source), "--device", "cpu", "--project", str(project), *flags])
+    return max(project.iterdir(), key=lambda p: p.stat().st_mtime_ns)
+
+
+@pytest.fixture
+def images(tiny_data: Path) -> Path:
+    return tiny_data.parent / "images" / "val"
+
+
+def test_folder_glob_list_and_file_name_the_same_images(images, tmp_path):
+    everything = sorted(images.iterdir())
+    listing = tmp_path / "list.txt"
+    listing.write_text("\n".join(map(str, everything)))
+    assert detect.find_files(str(images)) == everything
+    assert detect.find_files(str(images / "*.png")) == everything
+    assert detect.find_files(str(listing)) == everything
+    assert detect.find_files(str(everything[0])) == everything[:1]
+
+
+def test_sources_that_are_not_there(images, tmp_path):
+    with pytest.raises(UserError, match="no such file, folder or pattern; did you mean '00.png'"):
+        detect.find_files(str(images / "00.pgn"))
+    (tmp_path / "notes.md").write_text("words")
+    with pytest.raises(UserError, match="no image or video in it"):
+        detect.find_files(str(tmp_path))
+
+
+def test_writes_pictures_labels_json_and_crops(tiny_run, images, tmp_path, capsys):
+    flags = ["--save-txt", "--save-conf", "--save-json", "--save-crop", "--conf-thres", "0.05"]
+    folder = run(tiny_run, images, tmp_path, *flags)
+    names = sorted(path.name for path in images.iterdir())
+    assert sorted(path.name for path in folder.glob("*.png")) == names
+    assert not np.array_equal(cv2.imread(str(folder / names[0])), cv2.imread(str(images / names[0])))
+    rows = [row for file in sorted((folder / "labels").iterdir()) for row in file.read_text().splitlines()]
+    records = json.loads((folder / "detections.json").read_text())
+    crops = list((folder / "crops").rglob("*.jpg"))
+    assert len(rows) == len(records) == len(crops) > 0
+    first = [float(x) for x in rows[0].split()]
+    x, y, w, h = records[0]["bbox"]
+    assert first[1:5] == pytest.approx([(x + w / 2) / 64, (y + h / 2) / 64, w / 64, h / 64], abs=2e-6)
+    assert "square" in capsys.readouterr().out
+
+
+def test_detections_equal_those_of_val(tiny_run, images, tmp_path):
+    import val
+
+    weights = str(tiny_run / "weights" / "best.pt")
+    expected = val.main(["--weights", weights, "--device", "cpu", "--project", str(tmp_path / "v"), "--noplots"])
+    folder = run(tiny_run, images, tmp_path / "d", "--save-json", "--conf-thres", "0.001")
+    got = json.loads((folder / "detections.json").read_text())
+    assert len(got) == len(expected.detections)
+    key = np.argsort([-record["score"] for record in got], kind="stable")
+    scores = np.sort(expected.detections.scores)[::-1]
+    assert [got[i]["score"] for i in key] == pytest.approx(scores.tolist(), abs=1e-5)
+
+
+def test_video_is_read_and_written_frame_by_frame(tiny_run, images, tmp_path):
+    file = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 64))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no MJPG video")
+    for _ in range(5):
+        writer.write(cv2.imread(str(images / "00.png")))
+    writer.release()
+    folder = run(tiny_run, file, tmp_path / "out", "--vid-stride", "2", "--save-txt")
+    assert sorted(path.name for path in (folder / "labels").iterdir()) == ["clip_1.txt", "clip_3.txt", "clip_5.txt"]
+    video = cv2.VideoCapture(str(folder / "clip.mp4"))
+    assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == 3 and video.get(cv2.CAP_PROP_FPS) == pytest.approx(5)
+
+
+def test_class_filter_and_flags(tiny_run, images, tmp_path, capsys):
+    folder = run(tiny_run, images, tmp_path, "--classes", "1", "--save-json", "--conf-thres", "0.001", "--nosave")
+    assert {record["category_id"] for record in json.loads((folder / "detections.json").read_text())} == {2}
+    assert not list(folder.glob("*.png"))
+    with pytest.raises(UserError, match="--classes 7: the model has 2 classes: 0 square, 1 bar"):
+        run(tiny_run, images, tmp_path, "--classes", "7")
+
+
+def test_a_broken_image_is_named_and_left_out(tiny_run, images, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"<html>not found</html>")
+    (folder / "b.png").write_bytes((images / "00.png").read_bytes())
+    out = run(tiny_run, folder, tmp_path / "out")
+    assert [path.name for path in out.glob("*.*")] == ["b.png"]
+    assert "a.jpg: not an image" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""utils/ema.py: the decay worked by hand, the average against a loop, and a state that goes on where it was."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.yolo import YOLO, ModelConfig
+from utils.ema import ModelEMA, ema_decay
+
+
+class Net(nn.Module):
+    """Parameters, running statistics, and buffers that are no numbers to average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 1)
+        self.norm = nn.BatchNorm2d(3)
+        self.precise = nn.Parameter(torch.ones(2, dtype=torch.float64))
+        self.register_buffer("mask", torch.tensor([True, False]))
+        self.register_buffer("constant", torch.tensor([0.1, 0.7]), persistent=False)
+
+
+def shake(model: nn.Module, step: int) -> None:
+    """Give every entry of the state a new value that depends on the step alone."""
+    for number, value in enumerate(model.state_dict().values()):
+        if value.is_floating_point():
+            waves = torch.arange(value.numel(), dtype=torch.float64) + 10 * step + number
+            value.copy_(waves.sin().view_as(value))
+        elif value.dtype == torch.bool:
+            value.logical_not_()
+        else:
+            value.fill_(step)
+
+
+def loop(states: list[dict[str, Tensor]], decay: float, tau: float) -> dict[str, Tensor]:
+    """The definition, an entry and a number at a time, in double precision: `average ← d·average + (1 − d)·value`."""
+    average = {name: value.double().flatten().tolist() for name, value in states[0].items()}
+    for update, state in enumerate(states[1:], 1):
+        d = decay * (1 - math.exp(-update / tau)) if tau else decay
+        for name, value in state.items():
+            new = value.double().flatten().tolist()
+            if value.is_floating_point():
+                average[name] = [d * old + (1 - d) * current for old, current in zip(average[name], new, strict=True)]
+            else:
+                average[name] = new
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in average.items()}
+
+
+@pytest.mark.parametrize(
+    ("update", "decay", "tau", "expected"),
+    [
+        (2000, 0.9999, 2000, 0.9999 * 0.6321205588),  # 1 - 1/e
+        (4000, 0.9999, 2000, 0.9999 * 0.8646647168),  # 1 - 1/e²
+        (1, 0.9999, 2000, 0.00049982504),  # nearly a copy of the model
+        (100, 0.995, 100, 0.995 * 0.6321205588),
+        (10**9, 0.9999, 2000, 0.9999),
+        (1, 0.99, 0, 0.99),
+        (7, 0.0, 2000, 0.0),
+    ],
+)
+def test_the_decay_by_hand(update: int, decay: float, tau: float, expected: float) -> None:
+    assert ema_decay(update, decay, tau) == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize(("decay", "tau"), [(0.9, 5.0), (0.5, 0.0), (0.0, 3.0)])
+def test_the_average_is_that_of_a_loop(decay: float, tau: float) -> None:
+    model = Net()
+    ema, states = ModelEMA(model, decay, tau), [copy.deepcopy(model.state_dict())]
+    for step in range(1, 8):
+        shake(model, step)
+        ema.update_parameters(model)
+        states.append(copy.deepcopy(model.state_dict()))
+    expected = loop(states, decay, tau)
+    for name, value in ema.module.state_dict().items():
+        assert value.dtype == states[-1][name].dtype
+        assert torch.allclose(value.double().flatten(), expected[name], atol=2e-6), name
+    assert ema.module.norm.num_batches_tracked.item() == 7, "whole numbers are copied"
+    assert torch.equal(ema.module.mask, model.mask)
+    assert not torch.equal(ema.module.norm.running_var, model.norm.running_var) or decay == 0, "statistics are averaged"
+
+
+def test_a_shared_weight_is_averaged_once() -> None:
+    model = Net()
+    model.tied = nn.Conv2d(2, 3, 1)
+    model.tied.weight = model.conv.weight
+    ema = ModelEMA(model, 0.75, 0.0)
+    with torch.no_grad():
+        ema.module.conv.weight.fill_(0.0)
+        model.conv.weight.fill_(1.0)
+    ema.update_parameters(model)
+    assert ema.module.tied.weight is ema.module.conv.weight
+    assert ema.module.conv.weight.unique().tolist() == [0.25]
+
+
+def test_the_average_of_what_does_not_change_is_the_same_to_the_last_bit() -> None:
+    torch.manual_seed(0)
+    model = YOLO(ModelConfig("n", 3))
+    ema = ModelEMA(model, 0.9999, 2000)
+    for _ in range(3):
+        ema.update_parameters(model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, ema.module.state_dict()[name]), name
+
+
+def test_it_stands_apart_from_the_model() -> None:
+    model = Net().train()
+    ema = ModelEMA(model, 0.9, 5.0)
+    assert not any(module.training for module in ema.modules()) and model.training
+    assert not any(parameter.requires_grad for parameter in ema.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    before = copy.deepcopy(model.state_dict())
+    ema.update_parameters(model)
+    shake(ema.module, 3)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert not any(module.training for module in ema.modules()), "updates leave it in eval"
+
+
+def test_updates_are_counted() -> None:
+    model = Net()
+    ema = ModelEMA(model, 0.9, 5.0)
+    for count in range(1, 4):
+        ema.update_parameters(model)
+        assert ema.updates == ema.n_averaged.item() == count
+
+
+def test_another_models_weights_are_refused() -> None:
+    ema = ModelEMA(nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)), 0.9, 5.0)
+    with pytest.raises(ValueError):
+        ema.update_parameters(nn.Sequential(nn.Conv2d(2, 3, 1)))
+
+
+def test_it_goes_on_from_its_state_to_the_last_bit() -> None:
+    def run(ema: ModelEMA, model: Net, steps: range) -> None:
+        for step in steps:
+            shake(model, step)
+            ema.update_parameters(model)
+
+    model = Net()
+    ema = ModelEMA(model, 0.999, 20.0)
+    run(ema, model, range(1, 6))
+    state, weights = copy.deepcopy(ema.state_dict()), copy.deepcopy(model.state_dict())
+    assert set(state) == {"n_averaged"} | {f"module.{name}" for name in weights}
+    run(ema, model, range(6, 12))
+    other_model = Net()
+    other_model.load_state_dict(weights)
+    other = ModelEMA(other_model, 0.999, 20.0)
+    other.load_state_dict(state)
+    assert other.updates == 5, "the decay goes on from there"
+    run(other, other_model, range(6, 12))
+    for name, value in ema.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name

@@ -1,0 +1,264 @@
+"""Batches, their order, and the workers that make them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data.dataset import DetectionDataset, Sample, SampleKey
+from data.loader import Batch, Loader, Plan, collate, multi_scale_size, resize_batch
+from tests.test_dataset import ALL, Labelled
+from utils.errors import UserError
+
+FIELDS = ("images", "boxes", "classes", "indices", "letterbox")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+    """Eleven images of noise in two shapes, the i-th with i % 4 boxes."""
+    folder = tmp_path_factory.mktemp("noise")
+    draw = np.random.default_rng(0)
+    paths, sizes, boxes = [], [], []
+    for i in range(11):
+        width, height = ((64, 40), (30, 64))[i % 3 == 0]
+        paths.append(folder / f"{i}.png")
+        cv2.imwrite(str(paths[-1]), draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        sizes.append((width, height))
+        boxes.append([[2.0 + k, 3, 20 + k, 30] for k in range(i % 4)])
+    return Labelled(paths, sizes, boxes)
+
+
+def dataset(index: Labelled, **options) -> DetectionDataset:
+    return DetectionDataset(index, 64, ALL, **({"seed": 1, "epochs": 9, "augment": True} | options))
+
+
+def loader(source: DetectionDataset, workers: int = 0, **options) -> Loader:
+    return Loader(source, 4, workers=workers, **({"seed": 1, "shuffle": True} | options))
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(first, second, strict=True) for name in FIELDS]
+    return all(a.shape == b.shape and torch.allclose(a, b, 0, 0, equal_nan=True) for a, b in pairs)
+
+
+def plan(shapes: np.ndarray, batch: int, epoch: int = 0, shuffle: bool = True, **options: int) -> list[list[int]]:
+    made = Plan(shapes, batch, seed=3, shuffle=shuffle, **options)
+    made.epoch = epoch
+    batches = [[key.index for key in keys] for keys in made]
+    assert len(batches) == len(made)
+    return batches
+
+
+def test_collate_pads_boxes() -> None:
+    image = torch.arange(2 * 4 * 3, dtype=torch.uint8).reshape(2, 4, 3).permute(2, 0, 1)
+    way = torch.tensor([0.5, 0.5, 1.0, 2.0])
+    boxes = torch.tensor([[0.0, 0, 1, 1], [1, 1, 2, 2]])
+    full = Sample(image, boxes, torch.tensor([7, 8]), 5, way)
+    empty = Sample(image + 1, boxes[:0], torch.zeros(0, dtype=torch.int64), 2, way * 2)
+    batch = collate([empty, full])
+    assert batch.images.shape == (2, 3, 2, 4) and batch.images.dtype == torch.uint8 and len(batch) == 2
+    assert (batch.images[0] == image + 1).all() and (batch.images[1] == image).all()
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.boxes.tolist() == [[[0.0] * 4] * 2, boxes.tolist()] and batch.boxes.dtype == torch.float32
+    assert batch.classes.tolist() == [[-1, -1], [7, 8]] and batch.classes.dtype == torch.int64
+    assert batch.indices.tolist() == [2, 5]
+    assert batch.letterbox.tolist() == [(way * 2).tolist(), way.tolist()]
+
+
+def test_a_batch_without_boxes_has_one_row_of_padding() -> None:
+    sample = Sample(torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0).long(), 0, torch.ones(4))
+    batch = collate([sample, sample])
+    assert batch.boxes.shape == (2, 1, 4) and batch.classes.tolist() == [[-1], [-1]]
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 23])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_image_comes_once_and_ranks_share_alike(count: int, batch: int, ranks: int) -> None:
+    shapes = np.full((count, 2), 64)
+    parts = [plan(shapes, batch, rank=rank, world_size=ranks) for rank in range(ranks)]
+    assert len({tuple(map(len, part)) for part in parts}) == 1
+    counts = Counter(i for part in parts for keys in part for i in keys)
+    assert set(counts) == set(range(count))
+    assert sum(counts.values()) == -(-count // ranks) * ranks  # only so many are repeated as ranks need
+    if ranks == 1:
+        assert set(counts.values()) == {1}
+        assert [len(keys) for keys in parts[0]] == [min(batch, count - k) for k in range(0, count, batch)]
+
+
+def test_ranks_split_the_order_of_one() -> None:
+    shapes = np.full((24, 2), 64)
+    whole = [i for keys in plan(shapes, 6) for i in keys]
+    for rank in range(3):
+        assert [i for keys in plan(shapes, 2, rank=rank, world_size=3) for i in keys] == whole[rank::3]
+    together = [plan(shapes, 2, rank=rank, world_size=3) for rank in range(3)]
+    for number, keys in enumerate(plan(shapes, 6)):
+        assert sorted(keys) == sorted(i for part in together for i in part[number])
+
+
+def test_the_order_is_keyed_by_the_epoch() -> None:
+    shapes = np.full((50, 2), 64)
+    first, again, other = plan(shapes, 8), plan(shapes, 8), plan(shapes, 8, epoch=1)
+    assert first == again != other
+    assert plan(shapes, 8, shuffle=False, epoch=1) == [list(range(k, min(k + 8, 50))) for k in range(0, 50, 8)]
+    firsts = {plan(shapes, 8, epoch=epoch)[0][0] for epoch in range(20)}
+    assert len(firsts) > 10
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_batches_are_of_one_shape(ranks: int) -> None:
+    shapes = np.array([[64, 32], [32, 64], [64, 64]])[np.random.default_rng(0).integers(0, 3, 40)]
+    parts = [plan(shapes, 4, rank=rank, world_size=ranks) for rank in range(ranks)]
+    for number in range(len(parts[0])):
+        keys = [i for part in parts for i in part[number]]
+        assert len(np.unique(shapes[keys], axis=0)) == 1
+    assert {i for part in parts for keys in part for i in keys} == set(range(40))
+    order = [tuple(shapes[keys[0]]) for keys in parts[0]]
+    assert order != sorted(order)  # shuffled, not shape by shape
+    plain = [tuple(shapes[keys[0]]) for keys in plan(shapes, 4, shuffle=False)]
+    assert plain == sorted(plain)
+
+
+def test_no_images_are_no_batches() -> None:
+    assert plan(np.zeros((0, 2), int), 4) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"augment": False, "rect": True}, {"cache": "ram"}])
+def test_workers_change_no_byte(index: Labelled, options: dict) -> None:
+    alone, helped = loader(dataset(index, **options)), loader(dataset(index, **options), workers=2)
+    try:
+        for epoch in (0, 3):
+            assert same(list(alone.epoch(epoch)), list(helped.epoch(epoch)))
+    finally:
+        helped.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_start_at_any_batch(index: Labelled, workers: int) -> None:
+    batches = loader(dataset(index), workers)
+    try:
+        whole = list(batches.epoch(2))
+        assert len(whole) == len(batches) == 3 and [len(batch) for batch in whole] == [4, 4, 3]
+        for start in (1, 2, 3):
+            assert same(list(batches.epoch(2, start)), whole[start:])
+        next(batches.epoch(5))  # abandoned
+        assert same(list(batches.epoch(2)), whole)
+    finally:
+        batches.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_ends_in_its_one_line(index: Labelled, workers: int, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    paths = [*index.paths[:3], tmp_path / "broken.jpg"]
+    broken = Labelled(paths, [tuple(size) for size in index.sizes[:4].tolist()], [[]] * 4)
+    source = DetectionDataset(broken, 64, ALL, seed=0, epochs=1, augment=False)
+    batches = loader(source, workers)
+    try:
+        with pytest.raises(UserError) as caught:
+            list(batches.epoch(0))
+    finally:
+        batches.close()
+    assert str(caught.value) == f"{tmp_path / 'broken.jpg'}: not an image that OpenCV can decode (8 bytes)"
+
+
+class Probe:
+    """Stands for a data set; its samples tell about the process that made them."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def shapes(self) -> np.ndarray:
+        return np.full((4, 2), 32)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        facts = [cv2.getNumThreads(), torch.get_num_threads(), os.getpid(), os.getpgrp()]
+        image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+        return Sample(image, torch.zeros(4, 4), torch.tensor(facts), key.index, torch.zeros(4))
+
+
+def test_workers_run_one_thread_outside_of_the_trainers_process_group() -> None:
+    batches = loader(Probe(), workers=1)
+    try:
+        (batch,) = batches.epoch(0)
+    finally:
+        batches.close()
+    opencv, threads, pid, group = batch.classes[0].tolist()
+    assert opencv == threads == 1
+    assert pid != os.getpid() and group == pid
+
+
+def test_close_ends_the_workers(index: Labelled) -> None:
+    before = set(multiprocessing.active_children())
+    batches = loader(dataset(index), workers=2)
+    list(batches.epoch(0))
+    mine = set(multiprocessing.active_children()) - before
+    assert len(mine) == 2
+    list(batches.epoch(1))
+    assert set(multiprocessing.active_children()) - before == mine  # the same ones for all epochs
+    batches.close()
+    deadline = time.monotonic() + 10
+    while set(multiprocessing.active_children()) & mine and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not set(multiprocessing.active_children()) & mine
+
+
+def test_loading_leaves_the_global_generators_alone(index: Labelled) -> None:
+    batches = loader(dataset(index), workers=1)
+    before, old = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    try:
+        list(batches.epoch(0))
+    finally:
+        batches.close()
+    assert (torch.get_rng_state() == before).all() and np.random.get_state()[1].tolist() == old
+
+
+def test_pinned_memory_is_for_cuda_only(index: Labelled) -> None:
+    batches = loader(dataset(index), workers=1, pin_memory=True)
+    try:
+        assert all(batch.images.is_pinned() == torch.cuda.is_available() for batch in batches.epoch(0))
+    finally:
+        batches.close()
+
+
+def test_to_moves_everything(index: Labelled) -> None:
+    moved = next(loader(dataset(index)).epoch(0)).to("meta")
+    assert all(getattr(moved, name).device.type == "meta" for name in FIELDS)
+
+
+def test_resize_scales_pictures_and_boxes() -> None:
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[16:48, 24:72] = 200
+    way = torch.tensor([0.5, 0.5, 4.0, 8.0])
+    box = torch.tensor([[24.0, 16, 72, 48]])
+    batch = collate([Sample(torch.from_numpy(image).permute(2, 0, 1), box, torch.tensor([1]), 0, way)] * 2)
+    for size, (width, height) in {192: (192, 128), 128: (128, 96), 64: (64, 32)}.items():
+        out = resize_batch(batch, size)
+        assert out.images.shape == (2, 3, height, width) and out.images.dtype == torch.uint8
+        scale = torch.tensor([width / 96, height / 64] * 2)
+        assert torch.allclose(out.boxes[0], box * scale) and torch.allclose(out.letterbox[0], way * scale)
+        bright = out.images[0, 0].numpy() > 100
+        x, y = np.flatnonzero(bright.any(0)), np.flatnonzero(bright.any(1))
+        extent = torch.tensor([x[0], y[0], x[-1] + 1, y[-1] + 1])
+        assert (extent - out.boxes[0, 0]).abs().max() <= 1
+        assert out.images.max() == 200
+    assert resize_batch(batch, 96) is batch
+
+
+def test_multi_scale_sizes() -> None:
+    sizes = [multi_scale_size(0, 3, number, 320, 0.5, 32) for number in range(400)]
+    assert set(sizes) == set(range(160, 481, 32))
+    assert max(Counter(sizes).values()) < 3 * min(Counter(sizes).values())
+    assert sizes == [multi_scale_size(0, 3, number, 320, 0.5, 32) for number in range(400)]
+    assert sizes != [multi_scale_size(0, 4, number, 320, 0.5, 32) for number in range(400)]
+    assert {multi_scale_size(0, 0, number, 320, 0.0, 32) for number in range(20)} == {320}
+    assert {multi_scale_size(0, 0, number, 32, 0.75, 32) for number in range(50)} == {32}
+    assert {multi_scale_size(0, 0, number, 320, 0.25, 32) for number in range(200)} == {256, 288, 320, 352, 384}

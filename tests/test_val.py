@@ -1,0 +1,99 @@
+"""val.py: one figure, however it is computed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+import val
+from utils.errors import UserError
+from utils.metrics import Detections
+
+
+def evaluate(tiny_run: Path, project: Path, *flags: str) -> val.Evaluation:
+    weights = str(tiny_run / "weights" / "best.pt")
+    return val.main(["--weights", weights, "--device", "cpu", "--project", str(project), "--noplots", *flags])
+
+
+@pytest.mark.parametrize("batch", ["1", "3", "4"])
+def test_training_val_and_pycocotools_agree_at_any_batch_size(tiny_run, tmp_path, batch):
+    with (tiny_run / "results.csv").open() as file:
+        row = list(csv.DictReader(file))[-1]
+    best = float(row["metrics/mAP50-95"]), float(row["metrics/mAP50"])
+    evaluation = evaluate(tiny_run, tmp_path, "--batch", batch, "--save-json")
+    assert best[0] > 0.1, "nothing was learnt: the comparison would be of zeros"
+    assert (evaluation.scores.map, evaluation.scores.map50) == pytest.approx(best, abs=1e-6)
+
+    truth = COCO(str(tmp_path / "exp" / "truth.json"))
+    judge = COCOeval(truth, truth.loadRes(str(tmp_path / "exp" / "predictions.json")), "bbox")
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    assert judge.stats[:2] == pytest.approx(best, abs=1e-6)
+
+
+def test_a_state_file_is_evaluated_by_its_averaged_weights(tiny_run, tmp_path):
+    last, content = val.load_model(str(tiny_run / "weights" / "last.pt"), torch.device("cpu"))
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    averaged = content["state"]["components"]["ema"]
+    assert torch.equal(last.state_dict()["head.boxes.0.2.bias"], averaged["module.head.boxes.0.2.bias"])
+    with torch.no_grad():
+        assert last(image).logits.shape == (1, 84, 2)
+
+
+def test_nms_reads_the_other_branch(tiny_run, tmp_path):
+    plain, nms = evaluate(tiny_run, tmp_path), evaluate(tiny_run, tmp_path, "--nms")
+    assert not np.array_equal(plain.detections.scores[:5], nms.detections.scores[:5])
+
+
+def test_txt_rows_by_hand():
+    found = Detections(
+        np.zeros(2, np.int64),
+        np.array([[10, 20, 30, 60], [0, 0, 100, 80]], np.float32),
+        np.array([0.5, 0.25], np.float32),
+        np.array([3, 0]),
+    )
+    assert val.yolo_rows(found, (100, 80), with_scores=True) == (
+        "3 0.200000 0.500000 0.200000 0.500000 0.500000\n0 0.500000 0.500000 1.000000 1.000000 0.250000\n"
+    )
+    assert val.yolo_rows(found, (100, 80), with_scores=False).splitlines()[1] == "0 0.500000 0.500000 1.000000 1.000000"
+
+
+def test_letterbox_is_undone_by_hand():
+    # 640×480 shrunk to 320×240 on a 320×256 canvas: 8 rows of padding above.
+    boxes = torch.tensor([[10.0, 18.0, 20.0, 28.0], [-5.0, 0.0, 400.0, 256.0]])
+    expected = [[20.0, 20.0, 40.0, 40.0], [0.0, 0.0, 640.0, 480.0]]
+    assert val.to_original_boxes(boxes, (0.5, 0.5, 0, 8), (640, 480)).tolist() == expected
+
+
+def test_writes_labels_and_pictures(tiny_run, tmp_path):
+    weights = str(tiny_run / "weights" / "best.pt")
+    flags = ["--save-txt", "--save-conf", "--conf-thres", "0.05"]
+    evaluation = val.main(["--weights", weights, "--device", "cpu", "--project", str(tmp_path), *flags])
+    folder = tmp_path / "exp"
+    rows = [line.split() for file in sorted((folder / "labels").iterdir()) for line in file.read_text().splitlines()]
+    assert len(rows) == len(evaluation.detections) and all(len(row) == 6 for row in rows)
+    assert (folder / "val_batch0_pred.jpg").stat().st_size > 1000
+    assert (folder / "PR_curve.png").exists()
+
+
+def test_other_classes_are_refused(tiny_run, tiny_data, tmp_path):
+    other = tiny_data.with_name("one.yaml")
+    other.write_text("train: images/train\nval: images/val\nnames: [square, bar, disc]\n")
+    with pytest.raises(UserError, match="has 3 classes, .* was trained on 2"):
+        evaluate(tiny_run, tmp_path, "--data", str(other))
+
+
+def test_json_is_readable_and_in_original_pixels(tiny_run, tmp_path):
+    evaluation = evaluate(tiny_run, tmp_path, "--save-json")
+    found = json.loads((tmp_path / "exp" / "predictions.json").read_text())
+    assert len(found) == len(evaluation.detections)
+    x, y, w, h = found[0]["bbox"]
+    assert 0 <= x <= x + w <= 64 and 0 <= y <= y + h <= 64
