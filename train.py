@@ -119,8 +119,8 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
             scaler.update()
             training.optimizer.zero_grad(set_to_none=True)
             state.step, state.batch = state.step + 1, number + 1
-        facts = {**dict(zip(("box", "cls", "dfl"), loss.parts, strict=True)), "lr": training.optimizer.param_groups[0]["lr"]}
-        progress.update(facts, len(batch))
+        parts = dict(zip(("box", "cls", "dfl"), loss.parts, strict=True))
+        progress.update({**parts, "lr": training.optimizer.param_groups[0]["lr"]}, len(batch))
     training.lr.end_epoch()
     state.epoch, state.batch = state.epoch + 1, 0
 
@@ -219,6 +219,8 @@ def save(training: Training, output: Output, options: TrainOptions, better: bool
 
 def build_data(options: TrainOptions, hyp: Hyp) -> Data:
     """Read both splits and build their loaders; says what is wrong with the labels and which image size is used."""
+    if options.download and dist.world_size() > 1:
+        raise UserError("--download: fetch the data set with a single process first, then train with several")
     config = load_data_config(options.data, options.single_cls, options.download)
     train, val = (read_index(config, split) for split in ("train", "val"))
     imgsz = options.imgsz or min(-(-int(train.sizes.max()) // MAX_STRIDE) * MAX_STRIDE, MAX_IMGSZ)
@@ -256,7 +258,7 @@ def read_index(config: DataConfig, split: str) -> Index:
 
 
 def default_workers(device: str) -> int:
-    """On a CPU all cores compute, and loading takes a few percent of a step; on a GPU loading needs cores of its own."""
+    """On a CPU all cores compute, and loading is a few percent of a step; on a GPU loading needs cores of its own."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_gpu = torch.cuda.is_available() and device != "cpu"
     return min(8, max(1, cores // dist.world_size())) if on_gpu else 0 if cores <= 4 else 2
@@ -374,7 +376,7 @@ def resume_options(options: TrainOptions) -> tuple[TrainOptions, Hyp, dict[str, 
 
 
 def open_output(options: TrainOptions, hyp: Hyp, data: Data, training: Training, folder: Path | None) -> Output | None:
-    """Make the run folder with `opt.yaml` and `hyp.yaml`, or open that of the run to go on with; None on other ranks."""
+    """Make the run folder with `opt.yaml` and `hyp.yaml`, or open that of a resumed run; None on other ranks."""
     if not dist.is_main():
         return None
     description = {
@@ -434,7 +436,7 @@ def main(argv: list[str] | None = None) -> None:
         hyp = load_hyp(options.hyp, options.hyp_overrides())
     else:
         options, hyp, content, folder = resume_options(options)
-    device = select_device(options.device, dist.local_rank(), dist.world_size())
+    device = select_device(options.device, dist.local_rank(), dist.local_world_size())
     dist.start(device)
     data = build_data(options, hyp)
     training, curve = build_training(options, hyp, data, Precision(device, options.amp))

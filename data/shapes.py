@@ -25,9 +25,9 @@ NAMES = ("circle", "square", "triangle", "star", "cross")
 SPLITS = {"train": 400, "val": 100}
 SIDE = 160  # px
 CLUTTER = -1  # the class of what is no class
-MIN_VISIBLE = 0.6  # share of a shape's area that is in the picture and under no other shape
+MIN_VISIBLE = 0.7  # share of a shape's area that is in the picture and under no other shape
 RADII = (15.0, 42.0)  # px, of the circle around a shape
-TURN = 25.0  # ± degrees
+TURN = 30.0  # ± degrees
 TRIES = 20  # places tried for a shape before it is left out
 
 
@@ -92,7 +92,7 @@ def _yolo_row(shape: Shape) -> str:
 
 def draw_picture(draw: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
     """Draw one picture: (uint8 `[SIDE, SIDE, 3]` RGB, its shapes from the lowest to the topmost)."""
-    image = _texture(draw, draw.uniform(50, 205, 3), coarse=True)
+    image = _texture(draw, draw.uniform(20, 110, 3), coarse=True)
     shapes: list[Shape] = []
     labels = [*draw.integers(len(NAMES), size=draw.integers(3, 7)), *[CLUTTER] * draw.integers(1, 4)]
     for label in draw.permutation(labels):
@@ -199,9 +199,9 @@ def _angle() -> np.ndarray:
 
 def _contrast(draw: np.random.Generator, ground: np.ndarray) -> np.ndarray:
     """A colour that is seen on the ground: the first of some that is far enough, else the farthest."""
-    colours = draw.uniform(30, 225, (8, 3))
+    colours = draw.uniform(110, 240, (8, 3))
     distance = np.abs(colours - ground).max(1)
-    far = np.flatnonzero(distance > 90)
+    far = np.flatnonzero(distance > 60)
     return colours[far[0] if len(far) else distance.argmax()]
 
 
@@ -222,5 +222,5 @@ def _texture(draw: np.random.Generator, colour: np.ndarray, coarse: bool) -> np.
         pattern = cv2.resize(cells, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     else:
         pattern = np.clip((along + across) / np.float32(6 * np.pi) - np.float32(1), -1, 1)
-    swing = draw.uniform(-25, 25, 3).astype(np.float32)
+    swing = draw.uniform(-22, 22, 3).astype(np.float32)
     return colour.astype(np.float32) + pattern.astype(np.float32)[..., None] * swing

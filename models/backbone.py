@@ -83,8 +83,9 @@ def _torchvision_model(name: str, pretrained: bool) -> nn.Module:
     try:
         return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
     except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"--weights torchvision:{name}: the ImageNet weights could not be had ({error}); "
+            f"--weights torchvision:{name}: the ImageNet weights could not be had ({reason}); "
             f"'torchvision:{name}:random' starts from random ones"
         ) from error
 
@@ -104,7 +105,13 @@ def _stride_nodes(name: str) -> dict[str, str]:
     model, size = _torchvision_model(name, pretrained=False), 128
     nodes = get_graph_node_names(model)[1]
     found: dict[int, str] = {}
-    for node, out in _probe(create_feature_extractor(model, {n: n for n in nodes[1:]}), size).items():
+    try:
+        outputs = _probe(create_feature_extractor(model, {n: n for n in nodes[1:]}), size)
+    except (AssertionError, RuntimeError) as error:  # transformers that take one image size only
+        raise UserError(
+            f"--weights torchvision:{name}: no feature maps of stride 8, 16 and 32 (it takes no image of {size} pixels)"
+        ) from error
+    for node, out in outputs.items():
         if isinstance(out, Tensor) and out.ndim == 4 and out.shape[-1] > 1 and size // out.shape[-1] in STRIDES:
             found[size // out.shape[-1]] = node
     if sorted(found) != list(STRIDES):

@@ -43,6 +43,17 @@ def slow_extent(box: np.ndarray, matrix: np.ndarray, source: tuple[int, int], ta
     return extent(inside) / fine if inside.any() else np.zeros(4)
 
 
+def slow_share(box: np.ndarray, seen: np.ndarray, matrix: np.ndarray, source: tuple[int, int]) -> float:
+    """Share of a box that lies in the source, times the share of that part's extent that `seen` makes up."""
+    inside = np.clip(box, 0, [*source, *source])
+    if np.prod(inside[2:] - inside[:2]) <= 0:
+        return 0.0
+    points = [matrix @ [inside[i], inside[j], 1] for i in (0, 2) for j in (1, 3)]
+    sides = np.ptp([point[:2] / point[2] for point in points], axis=0)
+    in_source = np.prod(inside[2:] - inside[:2]) / np.prod(box[2:] - box[:2])
+    return in_source * np.prod(seen[2:] - seen[:2]) / np.prod(sides)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_the_box_of_a_bright_rectangle_hugs_the_bright_pixels(seed: int) -> None:
     draw = np.random.default_rng(seed)
@@ -73,10 +84,9 @@ def test_warped_boxes_equal_a_slow_search(affine: Affine) -> None:
             if kept:
                 # A sharp corner between two samples is missed by the search.
                 assert np.abs(own - expected).max() < 1
+                assert slow_share(box, expected, matrix, source) > 0.05
             elif (expected[2:] - expected[:2] > 3).all():
-                seen = np.prod(np.clip(box[2:], 0, source) - np.clip(box[:2], 0, source))
-                whole = np.prod(box[2:] - box[:2])
-                assert seen / whole < 0.5  # most of it was outside of the source or of the target
+                assert slow_share(box, expected, matrix, source) < 0.15
 
 
 def test_a_warp_that_changes_nothing_changes_no_bit() -> None:
@@ -132,7 +142,7 @@ def test_a_box_that_covers_the_whole_picture_becomes_the_picture() -> None:
     ("box", "kept"),
     [
         ((10, 10, 20, 20), True),
-        ((10, 10, 12, 40), False),  # 2 px wide
+        ((10, 10, 11.9, 40), False),  # less than 2 px wide
         ((10, 10, 12.1, 40), True),
         ((-80, 10, 20, 20), True),  # a fifth is seen
         ((-90, 10, 10, 20), False),  # a tenth is seen
@@ -227,7 +237,7 @@ def test_hsv_jitter_equals_colorsys() -> None:
         for before, after in zip(image.reshape(-1, 3), out.reshape(-1, 3), strict=True):
             h, s, v = colorsys.rgb_to_hsv(*before / 255)
             h, s, v = (h + 0.1 * u[0]) % 1, min(s * (1 + 0.7 * u[1]), 1), min(v * (1 + 0.4 * u[2]), 1)
-            assert np.abs(np.array(colorsys.hsv_to_rgb(h, s, v)) * 255 - after).max() < 8  # 2 degrees of hue a step
+            assert np.abs(np.array(colorsys.hsv_to_rgb(h, s, v)) * 255 - after).max() < 10  # 2 degrees of hue a step
 
 
 def test_hsv_jitter_keeps_greys_grey_and_can_be_off() -> None:

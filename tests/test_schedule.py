@@ -197,7 +197,9 @@ def test_the_length_of_the_warm_up(wanted: float, share: float, epochs: int, ste
 
 def test_the_warm_up_never_outlasts_its_share_of_the_run() -> None:
     for share, epochs, steps_per_epoch in itertools.product((0.05, 0.1, 0.29, 1.0), (1, 2, 3, 7, 30), (1, 3, 7, 50)):
-        steps = build_warmup(replace(HYP, warmup_epochs=1000.0, warmup_max_fraction=share), epochs, steps_per_epoch).steps
+        steps = build_warmup(
+            replace(HYP, warmup_epochs=1000.0, warmup_max_fraction=share), epochs, steps_per_epoch
+        ).steps
         most = Fraction(str(share)) * epochs * steps_per_epoch
         assert most - 1 <= steps <= most, (share, epochs, steps_per_epoch)
 

@@ -119,11 +119,11 @@ def test_the_box_of_a_known_shape() -> None:
             return (low + high) / 2 if size is None else np.full(size, (low + high) / 2)
 
     shape = shapes._place(Fixed(), NAMES.index("circle"), [])
-    radius = 0.85 * np.sqrt(shapes.RADII[0] * shapes.RADII[1])  # a half turn, stretched by 0.925 in y
+    radius = 0.85 * np.sqrt(shapes.RADII[0] * shapes.RADII[1])  # no turn, stretched by 0.925 in y
     assert shape.area == pytest.approx(np.pi * 0.925 * radius**2, rel=0.01)
     expected = [80 - radius, 80 - 0.925 * radius, 80 + radius, 80 + 0.925 * radius]
     assert np.abs(np.array(shape.box()) - expected).max() <= 1
-    assert (shape.mask > 127).sum() == pytest.approx(shape.area, rel=0.02)
+    assert (shape.mask > 127).sum() == pytest.approx(shape.area, rel=0.04)
 
 
 def test_enough_of_every_shape_is_seen(pictures: list[tuple[np.ndarray, list[shapes.Shape]]]) -> None:

@@ -8,6 +8,7 @@ Two kinds of file, both plain tensors and values that `torch.load(weights_only=T
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import sys
@@ -22,6 +23,11 @@ from torch import Tensor
 from utils.errors import UserError
 
 VERSION = 1
+MSDOS_FOLDER = 0x10  # bit of a zip entry's external attributes
+
+
+class Damaged(UserError):
+    """The file is absent or not sound: another one may be taken in its place."""
 
 
 class Stateful(Protocol):
@@ -83,16 +89,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     plain values is built.
 
     Raises:
-        UserError: the file is absent, damaged, not one of ours, or of a newer version.
+        Damaged: the file is absent or damaged.
+        UserError: it is not one of ours, or of another version.
     """
     try:
         _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
+        raise Damaged(f"{path}: no such checkpoint") from None
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"{path}: not a sound checkpoint ({reason})") from None
+        raise Damaged(f"{path}: not a sound checkpoint ({reason})") from None
     if not isinstance(content, dict) or "lockstep" not in content:
         raise UserError(f"{path}: not a Lockstep checkpoint")
     if content["lockstep"] != VERSION:
@@ -104,11 +111,11 @@ def load_state(path: Path) -> dict[str, Any]:
     """Read a state file; if it is damaged or gone, the one before it, with a warning on stderr.
 
     Raises:
-        UserError: neither can be read, or the file is a model, which has no state to resume from.
+        UserError: neither can be read, it is of another version, or a model, which has no state to resume from.
     """
     try:
         content = load_checkpoint(path)
-    except UserError as error:
+    except Damaged as error:
         previous = _previous(path)
         if not previous.exists():
             raise
@@ -132,6 +139,11 @@ def model_weights(content: dict[str, Any]) -> dict[str, Tensor]:
 
 def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            # Torch stores entries as they are. It takes one that is marked as a folder (by a flipped bit, say) for
+            # empty, and its tensor is then whatever lies in memory.
+            if entry.compress_type != zipfile.ZIP_STORED or entry.external_attr & MSDOS_FOLDER:
+                raise ValueError(f"the table of contents is wrong about {entry.filename}")
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"checksum of {damaged} does not match")
@@ -156,7 +168,8 @@ def _write(path: Path, content: dict[str, Any], keep: bool = False) -> None:
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: the checkpoint could not be written ({error}); the one before it stands") from error
+        stands = "; the one before it stands" if path.exists() else ""
+        raise UserError(f"{path}: the checkpoint could not be written ({error}){stands}") from error
 
 
 def _keep_previous(path: Path) -> None:
@@ -167,6 +180,8 @@ def _keep_previous(path: Path) -> None:
             link.unlink(missing_ok=True)
             os.link(path, link)
             os.replace(link, _previous(path))
+        with contextlib.suppress(OSError):
+            link.unlink(missing_ok=True)  # renamed onto another name of the same file, it is still there (POSIX)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -174,5 +189,8 @@ def _sync_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the answer of network file systems that do not flush folders
+                raise
         finally:
             os.close(descriptor)

@@ -23,6 +23,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def local_world_size() -> int:
+    """Processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def is_main() -> bool:
     """Is this the process that writes files and speaks to the user?"""
     return rank() == 0
@@ -46,7 +51,7 @@ def wrap(model: nn.Module, device: torch.device, sync_bn: bool) -> nn.Module:
     if sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     ids = [device.index] if device.type == "cuda" else None
-    # The heads' frozen parts and an image without boxes may leave parameters without a gradient.
+    # Every parameter takes part in every loss: without any box its gradient is zero, not missing.
     return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=False)
 
 

@@ -1,0 +1,147 @@
+"""utils/dist.py: nothing happens in a single process; two processes agree with one that sees all the data."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models.loss import DetectionLoss
+from models.yolo import YOLO, ModelConfig
+from utils import dist
+from utils.hyp import Hyp
+
+CPU = torch.device("cpu")
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+# What each of two processes does: it prints what it got.
+PROCESS = """
+import json, sys
+import torch
+from torch import nn
+from utils import dist
+
+cpu = torch.device("cpu")
+dist.start(cpu)
+dist.start(cpu)  # a second time is harmless
+me = dist.rank()
+out = {"rank": me, "local": dist.local_rank(), "size": dist.world_size(), "main": dist.is_main()}
+out["from_main"] = dist.from_main({"stop": True, "best": 0.25} if me == 0 else None)
+values = torch.tensor([1.0 + me, 10.0 * me])
+out["mean"], out["in_place"] = dist.mean(values).tolist(), values.tolist()
+torch.manual_seed(me)  # each its own weights: those of the main process count
+model = nn.Linear(2, 1)
+wrapped = dist.wrap(model, cpu, sync_bn=False)
+out["start"] = model.weight.tolist()
+images = torch.tensor([[1.0, 2.0], [3.0, -1.0]])[me : me + 1]
+wrapped(images).square().mean().backward()
+out["weight_grad"], out["bias_grad"] = model.weight.grad.tolist(), model.bias.grad.tolist()
+dist.barrier()
+dist.stop()
+dist.stop()
+out["left"] = not torch.distributed.is_initialized()
+print(json.dumps(out))
+"""
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("alone")
+def test_in_a_single_process_nothing_happens() -> None:
+    assert (dist.rank(), dist.local_rank(), dist.world_size(), dist.is_main()) == (0, 0, 1, True)
+    dist.start(CPU)
+    assert not torch.distributed.is_initialized()
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    assert dist.wrap(model, CPU, sync_bn=True) is model and type(model[1]) is nn.BatchNorm2d
+    value, values = object(), torch.tensor([1.0, 2.0])
+    assert dist.from_main(value) is value
+    assert dist.mean(values) is values and values.tolist() == [1.0, 2.0]
+    dist.barrier()
+    dist.stop()
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_variables_of_torchrun_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    assert (dist.rank(), dist.local_rank(), dist.world_size(), dist.is_main()) == (5, 1, 8, False)
+    monkeypatch.setenv("RANK", "0")
+    assert dist.is_main()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def pair() -> list[dict[str, Any]]:
+    """What two processes got, the main one first."""
+    if not torch.distributed.is_gloo_available():
+        pytest.skip("torch was built without gloo")
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", PROCESS],
+            cwd=Path(__file__).resolve().parents[1],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        ends = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(error[-2000:] for _, error in ends)
+    return [json.loads(out.splitlines()[-1]) for out, _ in ends]
+
+
+def test_two_processes_know_who_they_are(pair: list[dict[str, Any]]) -> None:
+    assert [(out["rank"], out["local"], out["size"], out["main"]) for out in pair] == [
+        (0, 0, 2, True),
+        (1, 1, 2, False),
+    ]
+    assert all(out["left"] for out in pair)
+
+
+def test_what_the_main_process_says_holds_for_all(pair: list[dict[str, Any]]) -> None:
+    assert [out["from_main"] for out in pair] == [{"stop": True, "best": 0.25}] * 2
+
+
+def test_the_mean_over_processes(pair: list[dict[str, Any]]) -> None:
+    assert [out["mean"] for out in pair] == [out["in_place"] for out in pair] == [[1.5, 5.0]] * 2
+
+
+def test_gradients_are_those_of_one_process_with_all_the_data(pair: list[dict[str, Any]]) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    model(torch.tensor([[1.0, 2.0], [3.0, -1.0]])).square().mean().backward()
+    for out in pair:
+        assert out["start"] == model.weight.tolist(), "all start from the main process's weights"
+        assert out["weight_grad"] == [pytest.approx(model.weight.grad[0].tolist(), rel=1e-5)]
+        assert out["bias_grad"] == pytest.approx(model.bias.grad.tolist(), rel=1e-5)
+
+
+def test_a_batch_without_boxes_leaves_no_parameter_without_a_gradient() -> None:
+    """`wrap` counts on it: a process that waited for a missing gradient would wait for ever."""
+    model = YOLO(ModelConfig("n", 3))
+    loss = DetectionLoss(Hyp(), 3)(model(torch.zeros(1, 3, 64, 64)), torch.zeros(1, 1, 4), torch.full((1, 1), -1))
+    loss.total.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
