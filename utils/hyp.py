@@ -70,8 +70,8 @@ class Hyp:
     warmup_momentum: float = _key(0.8, "momentum at the start of the warm-up", within="[0, 1)")
     warmup_bias_lr: float = _key(0.0, "learning rate of biases at the start of the warm-up", within="[0, 10]")
     clip_grad_norm: float = _key(10.0, "largest norm of all gradients together; 0 = no clipping", within="[0, inf)")
-    ema_decay: float = _key(0.9999, "decay of the averaged weights (EMA), once it is reached", within="[0, 1)")
-    ema_tau: float = _key(2000.0, "time in which the EMA's decay rises to ema_decay", within="(0, inf)", unit="steps")
+    ema_decay: float = _key(0.995, "decay of the averaged weights (EMA), once it is reached", within="[0, 1)")
+    ema_tau: float = _key(100.0, "time in which the EMA's decay rises to ema_decay", within="(0, inf)", unit="steps")
     fitness: str = _key("mAP50-95", "figure by which the best epoch is chosen", choices=FITNESS)
 
     box: float = _key(7.5, "gain of the box loss (CIoU)", within="[0, inf)")

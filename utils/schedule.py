@@ -159,7 +159,7 @@ class LearningRate:
         self.scheduler.step()
 
     def current(self) -> dict[str, float]:
-        """The lr of each group that the last optimizer step used (the groups' own is the next epoch's after its end)."""
+        """The lr of each group that the last optimizer step used (after an epoch the optimizer holds the next one's)."""
         return dict(self._applied)
 
 
