@@ -138,9 +138,7 @@ class Loader:
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        self._plan = Plan(
-            dataset.shapes(), batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size
-        )
+        self._plan = Plan(dataset.shapes(), batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size)
         self._source = _BatchSource(dataset)
         self._workers = workers
         self._torch_loader = self._start(pin_memory and torch.cuda.is_available()) if workers > 0 else None

@@ -49,7 +49,15 @@ def slow_inside(point: list[float], box: list[float], least: float) -> bool:
 
 
 def slow_assign_image(
-    scores: list, boxes: list, points: list, least: float, truths: list, classes: list, topk: int, alpha: float, beta: float
+    scores: list,
+    boxes: list,
+    points: list,
+    least: float,
+    truths: list,
+    classes: list,
+    topk: int,
+    alpha: float,
+    beta: float,
 ) -> dict[int, tuple[int, float]]:
     """One image, by the words of the docstring: {point: (object, weight)}. Also used by the test of the loss."""
     iou = [[slow_iou(truth, box) for box in boxes] for truth in truths]
@@ -334,7 +342,9 @@ def test_pairwise_iou_equals_loop_and_torchvision() -> None:
         torch.testing.assert_close(found[b], box_iou(first[b], second[b]))
         for m in range(7):
             for a in range(9):
-                assert float(found[b, m, a]) == pytest.approx(slow_iou(first[b, m].tolist(), second[b, a].tolist()), abs=1e-5)
+                assert float(found[b, m, a]) == pytest.approx(
+                    slow_iou(first[b, m].tolist(), second[b, a].tolist()), abs=1e-5
+                )
 
 
 def test_pairwise_iou_by_hand() -> None:

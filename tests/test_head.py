@@ -39,7 +39,9 @@ def predictions_of(distances: Tensor, height: int = 64, width: int = 96) -> Pred
 
 def test_anchor_points_of_a_64_by_96_image() -> None:
     points, strides = anchor_points(maps_for(64, 96), STRIDES)
-    table = [(x, y, 8) for y in (4, 12, 20, 28, 36, 44, 52, 60) for x in (4, 12, 20, 28, 36, 44, 52, 60, 68, 76, 84, 92)]
+    table = [
+        (x, y, 8) for y in (4, 12, 20, 28, 36, 44, 52, 60) for x in (4, 12, 20, 28, 36, 44, 52, 60, 68, 76, 84, 92)
+    ]
     table += [(x, y, 16) for y in (8, 24, 40, 56) for x in (8, 24, 40, 56, 72, 88)]
     table += [(16, 16, 32), (48, 16, 32), (80, 16, 32), (16, 48, 32), (48, 48, 32), (80, 48, 32)]
     assert torch.cat([points, strides], 1).tolist() == [list(map(float, row)) for row in table]

@@ -69,7 +69,9 @@ def test_parse_cfg_takes_the_five_names(text: str, size: str) -> None:
     assert parse_cfg(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "n", "yolo-", "yolo-nn", "yolo-t", "YOLO-N", "models/yolo-n.yaml", "yolov5n.yaml"])
+@pytest.mark.parametrize(
+    "text", ["", "n", "yolo-", "yolo-nn", "yolo-t", "YOLO-N", "models/yolo-n.yaml", "yolov5n.yaml"]
+)
 def test_parse_cfg_refuses_all_others(text: str) -> None:
     with pytest.raises(UserError) as fault:
         parse_cfg(text)
@@ -150,7 +152,12 @@ def scenes() -> tuple[Tensor, Tensor, Tensor]:
     """Four 64 × 96 images of bright or dark rectangles on noise, the last without any; class −1 pads."""
     noise = torch.Generator().manual_seed(0)
     images = torch.randint(100, 156, (4, 3, 64, 96), dtype=torch.uint8, generator=noise)
-    objects = [[(8, 8, 40, 48, 0), (56, 20, 88, 60, 1)], [(20, 4, 90, 36, 1)], [(4, 30, 30, 62, 0), (40, 2, 60, 22, 0)], []]
+    objects = [
+        [(8, 8, 40, 48, 0), (56, 20, 88, 60, 1)],
+        [(20, 4, 90, 36, 1)],
+        [(4, 30, 30, 62, 0), (40, 2, 60, 22, 0)],
+        [],
+    ]
     boxes, classes = torch.zeros(4, 2, 4), torch.full((4, 2), -1)
     for i, found in enumerate(objects):
         for j, (x1, y1, x2, y2, kind) in enumerate(found):
