@@ -122,7 +122,9 @@ class ImageCache:
 def build_cache(images: ImageList, imgsz: int, mode: str) -> ImageCache:
     """Decode all images once, into memory (`ram`) or into a file under `cache_root()` (`disk`).
 
-    The file is taken again by the next run that asks for the same images at the same size. Raises `UserError` where memory or disk is too short, or an image can't be read.
+    The file is taken again by the next run that asks for the same images at the same size.
+    Raises `UserError` where
+    memory or disk is too short, or an image can't be read.
     """
     if mode not in CACHE_MODES:
         raise ValueError(f"cache mode {mode!r} is none of {CACHE_MODES}")

@@ -134,7 +134,8 @@ def test_boxes_hug_the_bright_pixels_whatever_is_done(index: Labelled, mosaic: f
                 assert nearest <= 2 or np.prod(box[2:] - box[:2]) < 100
             for region in regions:
                 nearest = min((np.abs(region - box).max() for box in sample.boxes.numpy()), default=np.inf)
-                assert nearest <= 2 or np.prod(region[2:] - region[:2]) < 200
+                # A tenth of the largest rectangle, 40×60 at a zoom of 1.5, may be seen without its box.
+                assert nearest <= 2 or np.prod(region[2:] - region[:2]) < 600
             seen += len(regions)
     assert seen > 60
 
@@ -155,7 +156,6 @@ def test_mosaic_of_no_epoch_or_of_all(index: Labelled) -> None:
 
 def test_mosaic_is_drawn_as_often_as_asked(index: Labelled) -> None:
     dataset = make(index, replace(PLAIN, mosaic=0.5), imgsz=32, epochs=1000)
-    alone = sum(same(dataset[SampleKey(epoch, 0)], dataset[SampleKey(0, 0)]) for epoch in range(200))
     single = make(index, PLAIN, imgsz=32)[SampleKey(0, 0)]
     alone = sum(bool((dataset[SampleKey(epoch, 0)].image == single.image).all()) for epoch in range(200))
     assert 70 < alone < 130  # within 4 deviations of 100

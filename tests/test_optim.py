@@ -47,6 +47,7 @@ class Odd(nn.Module):
         self.depthwise = nn.Conv1d(8, 8, 3, groups=8)
         self.deconv = nn.ConvTranspose2d(4, 8, 2)
         self.one = nn.Linear(8, 1)
+        self.one_output = nn.Conv2d(8, 1, 1, bias=False)
         self.bilinear = nn.Bilinear(2, 3, 4)
         self.batch = nn.BatchNorm1d(8)
         self.sync = nn.SyncBatchNorm(8)
@@ -78,6 +79,7 @@ class Odd(nn.Module):
 ODD = {
     "decay": {
         *("conv.weight", "bias_conv.weight", "depthwise.weight", "deconv.weight", "one.weight", "bilinear.weight"),
+        "one_output.weight",
         *("attention.in_proj_weight", "attention.out_proj.weight"),
         *(f"attention_kv.{name}_proj_weight" for name in "qkv"),
         *("attention_kv.out_proj.weight", "bias_table", "norm_weight"),

@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 GROUPS = ("decay", "no_decay", "bias")
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# Their weights may have several dimensions; those of other norms are vectors.
+NO_DECAY = (nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
 ADAM_BETA2 = 0.999
 KERNEL_OPTIONS = ("fused", "foreach", "capturable")
 
@@ -48,7 +48,7 @@ def parameter_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
 def _group_of(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
     if name == "bias" or (isinstance(module, nn.MultiheadAttention) and name == "in_proj_bias"):
         return "bias"
-    if isinstance(module, (*NORMS, nn.Embedding, nn.EmbeddingBag)) or parameter.ndim <= 1:
+    if isinstance(module, NO_DECAY) or parameter.ndim <= 1:
         return "no_decay"
     # Vectors that are shaped to broadcast, such as a layer scale `[C, 1, 1]`.
     if parameter.ndim > 2 and parameter.numel() == max(parameter.shape) and not isinstance(module, _ConvNd):

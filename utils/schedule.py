@@ -159,7 +159,7 @@ class LearningRate:
         self.scheduler.step()
 
     def current(self) -> dict[str, float]:
-        """The lr of each group that the last optimizer step used (after an epoch the optimizer holds the next one's)."""
+        """The lr of each group that the last optimizer step used (after an epoch the optimizer has the next one's)."""
         return dict(self._applied)
 
 
