@@ -98,6 +98,14 @@ def test_a_warp_that_changes_nothing_changes_no_bit() -> None:
     assert (out.image == image).all() and (out.boxes == boxes).all()
 
 
+def test_turns_by_quarters_are_exact() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
+    half = np.array([[-1, 0, 20], [0, -1, 30], [0, 0, 1.0]])
+    assert (warp(no_boxes(image), half, 20, 30).image == image[::-1, ::-1]).all()
+    quarter = np.array([[0, -1, 30], [1, 0, 0], [0, 0, 1.0]])  # clockwise
+    assert (warp(no_boxes(image), quarter, 30, 20).image == np.rot90(image, -1)).all()
+
+
 @pytest.mark.parametrize(
     ("matrix", "expected"),
     [

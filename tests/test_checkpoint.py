@@ -217,6 +217,18 @@ def test_flipped_bits_of_the_table_of_contents_are_seen_or_harmless(last: Path, 
         flip(last, whole, position, 1 << bit)
 
 
+def test_an_entry_marked_as_a_folder_is_seen(last: Path) -> None:
+    """Torch would take it for empty, without a word, and fill its tensor with whatever lies in memory."""
+    whole = last.read_bytes()
+    with zipfile.ZipFile(last) as archive:
+        entries = len(archive.infolist())
+    position = whole.index(b"PK\x01\x02")
+    for _ in range(entries):
+        assert flip(last, whole, position + 38, 0x10)
+        position = whole.find(b"PK\x01\x02", position + 1)
+    assert position == -1
+
+
 def damage(path: Path) -> None:
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2 :] = b""

@@ -109,6 +109,29 @@ def test_epochs_images_and_seeds_draw_differently(index: Labelled) -> None:
     assert not same(dataset[SampleKey(0, 0)], make(index, ALL, seed=6)[SampleKey(0, 0)])
 
 
+RANGES = {"translate": 0.2, "scale": 0.5, "degrees": 30.0, "shear": 20.0, "perspective": 0.001, "hsv_v": 0.4}
+
+
+@pytest.mark.parametrize(("name", "value"), [*RANGES.items(), ("mosaic", 1.0), ("mixup", 1.0)])
+def test_each_augmentation_is_drawn_anew_for_every_epoch_and_image(index: Labelled, name: str, value: float) -> None:
+    twice = Labelled(index.paths[:1] * 2, [(128, 96)] * 2, [[[10, 10, 50, 50]]] * 2)  # the same image again
+    source = index if name in ("mosaic", "mixup") else twice
+    dataset, plain = make(source, replace(PLAIN, **{name: value})), make(source, PLAIN)
+    images = [dataset[SampleKey(epoch, 0)].image for epoch in range(4)]
+    assert not any((images[a] == images[b]).all() for a in range(4) for b in range(a))
+    assert not all((image == plain[SampleKey(0, 0)].image).all() for image in images)
+    assert (dataset[SampleKey(0, 1)].image != images[0]).any()
+
+
+def test_gains_of_a_slim_image_differ(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "slim.png"), np.zeros((5, 100, 3), np.uint8))
+    slim = Labelled([tmp_path / "slim.png"], [(100, 5)], [[[50, 0, 100, 5]]])
+    sample = make(slim, augment=False, imgsz=32)[SampleKey(0, 0)]
+    # 100×5 becomes 32×2 (1.6 rounded), 15 px from the top.
+    assert sample.boxes[0].tolist() == pytest.approx([16, 15, 32, 17], abs=1e-5)
+    assert sample.letterbox.tolist() == pytest.approx([0.32, 0.4, 0, 15])
+
+
 @pytest.mark.parametrize("mode", ["ram", "disk"])
 @pytest.mark.parametrize("augment", [True, False])
 def test_a_cache_changes_nothing(index: Labelled, mode: str, augment: bool) -> None:

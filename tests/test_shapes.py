@@ -37,6 +37,7 @@ def test_the_same_bytes_each_time_and_no_picture_twice(tmp_path: Path) -> None:
     assert found == digests(second)
     names = {f"{split}/{split}-{i:04d}" for split, count in (("train", 5), ("val", 3)) for i in range(count)}
     assert set(found) == {f"images/{name}.jpg" for name in names} | {f"labels/{name}.txt" for name in names}
+    assert first.stat().st_mode & 0o777 == 0o755
     assert len({digest for name, digest in found.items() if name.startswith("images")}) == 8
 
 
