@@ -15,8 +15,8 @@ from models.yolo import MAX_STRIDE, SIZES, YOLO, ModelConfig, count_parameters, 
 from utils.errors import UserError
 from utils.seed import torch_seeded
 
-# Channels of strides 4, 8, 16, 32 and bottlenecks of strides 8, 16, 32, worked out by hand: 128, 256, 512, 1024 (no more
-# than 1024, 1024, 768, 512, 512) times 0.25, 0.5, 0.75, 1, 1.25; 6, 6, 3 times 1/3, 1/3, 2/3, 1, 1.
+# Channels of strides 4, 8, 16, 32 and bottlenecks of strides 8, 16, 32, worked out by hand: 128, 256, 512, 1024 (no
+# more than 1024, 1024, 768, 512, 512) times 0.25, 0.5, 0.75, 1, 1.25; 6, 6, 3 times 1/3, 1/3, 2/3, 1, 1.
 TABLE = {
     "n": ((32, 64, 128, 256), (2, 2, 1)),
     "s": ((64, 128, 256, 512), (2, 2, 1)),
