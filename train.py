@@ -22,7 +22,7 @@ from data.loader import Batch, Loader, multi_scale_size, resize_batch
 from models.build import build_model
 from models.loss import DetectionLoss
 from models.transfer import freeze, hold
-from models.yolo import MAX_STRIDE, YOLO, count_parameters
+from models.yolo import MAX_STRIDE, count_parameters
 from utils import dist
 from utils.checkpoint import TrainState, load_state, save_model, save_state
 from utils.device import Precision, select_device
@@ -32,23 +32,49 @@ from utils.hyp import Hyp, hyp_table, load_hyp
 from utils.loggers import Logger, Progress, build_loggers
 from utils.metrics import fitness
 from utils.optim import (
+    ADAM_BETA2,
     NamedOptimizerState,
     accumulation,
     build_optimizer,
     clip_gradients,
     describe_groups,
+    scaled_lr,
     scaled_weight_decay,
 )
 from utils.options import TrainOptions, parse
 from utils.plots import plot_images, plot_labels, plot_lr, plot_results
 from utils.rundir import RunDir, new_run, resolve_resume
-from utils.schedule import LearningRate, LRCurve, describe_curve, lr_curve
+from utils.schedule import (
+    Course,
+    CustomFactor,
+    LearningRate,
+    LRCurve,
+    Schedule,
+    describe_curve,
+    describe_jump,
+    group_rates,
+    load_custom,
+    lr_curve,
+)
 from utils.stopping import EarlyStopping
 from val import DetectSettings, Evaluation, evaluate, load_model, print_faults, print_scores, save_pictures
 
 MAX_IMGSZ = 640  # largest image size that is chosen unasked
 # What may differ when a run goes on: nothing of it changes the weights.
 FREE_ON_RESUME = {"resume", "device", "workers", "cache", "noplots", "download", "project", "nosave", "save_period"}
+FREE_ON_RESUME |= {"plan", "extend"}
+FREE_ON_EXTEND = {"epochs", "patience"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run starts from: hyper-parameters and a course, and for one that goes on its saved state and folder."""
+
+    hyp: Hyp
+    course: Course
+    custom: CustomFactor | None = None
+    content: dict[str, Any] | None = None
+    folder: Path | None = None
 
 
 @dataclass
@@ -217,7 +243,7 @@ def save(training: Training, output: Output, options: TrainOptions, better: bool
         save_state(weights / f"epoch{state.epoch}.pt", state, output.description)
 
 
-def build_data(options: TrainOptions, hyp: Hyp) -> Data:
+def build_data(options: TrainOptions, origin: Origin) -> Data:
     """Read both splits and build their loaders; says what is wrong with the labels and which image size is used."""
     if options.download and dist.world_size() > 1:
         raise UserError("--download: fetch the data set with a single process first, then train with several")
@@ -225,10 +251,11 @@ def build_data(options: TrainOptions, hyp: Hyp) -> Data:
     train, val = (read_index(config, split) for split in ("train", "val"))
     imgsz = options.imgsz or min(-(-int(train.sizes.max()) // MAX_STRIDE) * MAX_STRIDE, MAX_IMGSZ)
     workers = options.workers if options.workers >= 0 else default_workers(options.device)
-    share: dict[str, Any] = {"seed": options.seed, "epochs": options.epochs, "stride": MAX_STRIDE}
+    share: dict[str, Any] = {"seed": options.seed, "epochs": origin.course.planned, "stride": MAX_STRIDE}
     cache = {"auto": auto_cache([train, val], imgsz), "off": None}.get(options.cache, options.cache)
-    train_set = DetectionDataset(train, imgsz, hyp, augment=True, rect=options.rect, cache=cache, **share)
-    val_set = DetectionDataset(val, imgsz, hyp, augment=False, rect=True, cache=cache, **share)
+    share["cache"] = None if options.plan else cache
+    train_set = DetectionDataset(train, imgsz, origin.hyp, augment=True, rect=options.rect, **share)
+    val_set = DetectionDataset(val, imgsz, origin.hyp, augment=False, rect=True, **share)
     if options.batch_size % dist.world_size():
         raise UserError(f"--batch-size {options.batch_size}: must be a multiple of the {dist.world_size()} processes")
     loader = Loader(
@@ -264,9 +291,10 @@ def default_workers(device: str) -> int:
     return min(8, max(1, cores // dist.world_size())) if on_gpu else 0 if cores <= 4 else 2
 
 
-def build_training(options: TrainOptions, hyp: Hyp, data: Data, precision: Precision) -> tuple[Training, LRCurve]:
+def build_training(options: TrainOptions, origin: Origin, data: Data, precision: Precision) -> tuple[Training, LRCurve]:
     """Build model, optimizer, schedule and state, and say what will be trained and how."""
-    model, origin = build_model(
+    hyp = origin.hyp
+    model, source = build_model(
         options.cfg, options.weights, data.config.names, options.seed, "cfg" in options.explicit
     )
     frozen = freeze(model, options.freeze)
@@ -277,13 +305,19 @@ def build_training(options: TrainOptions, hyp: Hyp, data: Data, precision: Preci
     if hyp.scale_weight_decay:
         decay = scaled_weight_decay(decay, effective, hyp.nominal_batch)
     fused = precision.device.type in ("cpu", "cuda") and not precision.scaler.is_enabled()
-    optimizer = build_optimizer(model, hyp, decay, fused)
+    lr0 = scaled_lr(hyp.lr0, hyp.lr_batch_rule, effective, hyp.nominal_batch)
+    optimizer = build_optimizer(model, hyp, lr0, decay, fused)
     ema = ModelEMA(model, hyp.ema_decay, hyp.ema_tau)
     optimizer.register_step_post_hook(lambda *_: ema.update_parameters(model))
     steps = -(-len(data.train_loader) // accumulate)
-    lr = LearningRate(optimizer, hyp, options.epochs, steps)
-    curve = lr_curve(hyp, options.epochs, steps, {group["name"]: hyp.lr0 for group in optimizer.param_groups})
-    describe(model, origin, precision, optimizer, hyp, options, effective, accumulate, curve)
+    schedule, rates = Schedule(hyp, origin.course, steps, origin.custom), group_rates(optimizer, hyp.warmup_bias_lr)
+    lr, curve = LearningRate(optimizer, schedule, rates), lr_curve(schedule, rates, hyp.close_mosaic)
+    say(f"model        {model.config.name}, {count_parameters(model):,} parameters; {source}")
+    say(f"device       {precision.device}, {precision.description}")
+    for line in (*describe_update(hyp, options, effective, lr0, decay), *describe_groups(model, optimizer)):
+        say(line)
+    for line in describe_curve(curve):
+        say(line)
     stopping = EarlyStopping(options.patience)
     parts = {
         "model": model,
@@ -320,24 +354,19 @@ def multi_scale(seed: int, imgsz: int, share: float) -> Callable[[Batch, int, in
     )
 
 
-def describe(
-    model: YOLO,
-    origin: str,
-    precision: Precision,
-    optimizer: Optimizer,
-    hyp: Hyp,
-    options: TrainOptions,
-    effective: int,
-    accumulate: int,
-    curve: LRCurve,
-) -> None:
-    """Print what was derived from the options before anything is trained."""
-    say(f"model        {model.config.name}, {count_parameters(model):,} parameters; {origin}")
-    say(f"device       {precision.device}, {precision.description}")
-    say(f"batch        {options.batch_size}, {accumulate} a step: {effective} images an update")
-    say(f"optimizer    {hyp.optimizer}, lr0 {hyp.lr0:g}, schedule {hyp.schedule} down to {hyp.lr0 * hyp.lrf:g}")
-    for line in (*describe_groups(optimizer), *describe_curve(curve)):
-        say(line)
+def describe_update(hyp: Hyp, options: TrainOptions, effective: int, lr0: float, decay: float) -> list[str]:
+    """Say how batches become updates, and everything about them that was derived rather than given."""
+    batches = effective // options.batch_size
+    nominal = f" (nominal_batch {hyp.nominal_batch})" if hyp.nominal_batch else ""
+    lines = [f"batch        {options.batch_size} images, {batches} a step{nominal}: {effective} images an update"]
+    betas = "" if hyp.optimizer == "SGD" else f", betas {hyp.momentum:g} (momentum) and {ADAM_BETA2:g}"
+    ratio = f"{effective}/{hyp.nominal_batch}"
+    how = "" if hyp.lr_batch_rule == "none" else f" = {hyp.lr0:g} scaled by {ratio} ({hyp.lr_batch_rule})"
+    scaled = f" = {hyp.weight_decay:g} x {ratio}" if hyp.scale_weight_decay else ""
+    lines.append(f"optimizer    {hyp.optimizer}{betas}, lr0 {lr0:g}{how}, weight decay {decay:g}{scaled}")
+    named = options.schedule if hyp.schedule == "custom" else hyp.schedule
+    toward = "" if hyp.schedule in ("constant", "custom") else f" down to {lr0 * hyp.lrf:g} (lrf {hyp.lrf:g})"
+    return [*lines, f"schedule     {named}{toward}"]
 
 
 def say(text: str) -> None:
@@ -346,36 +375,97 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def resume_options(options: TrainOptions) -> tuple[TrainOptions, Hyp, dict[str, Any], Path]:
-    """Return the options, hyper-parameters and state of the run to go on with, and its folder.
+def custom_factor(options: TrainOptions, saved: dict[str, Any] | None = None) -> CustomFactor | None:
+    """Import the user's schedule, if the command line names one; on resume it must be the same, to the source.
+
+    Raises:
+        UserError: the run has a schedule of the user's, and the command line doesn't name it, or its source changed.
+    """
+    spec, known = options.schedule, saved["options"]["schedule"] if saved else ""
+    if ":" in known and spec != known:
+        raise UserError(
+            f"this run's schedule is code of yours; a checkpoint names no code to run: add --schedule {known}"
+        )
+    custom = load_custom(spec) if ":" in spec else None
+    if custom and saved and custom.sha256 != saved["schedule_sha256"]:
+        raise UserError(
+            f"--schedule {spec}: its source is not what this run began with, and a resumed run is the same run"
+        )
+    return custom
+
+
+def start_anew(options: TrainOptions) -> Origin:
+    """Return what a new run starts from."""
+    hyp = load_hyp(options.hyp, list(options.set), options.hyp_flags())
+    return Origin(hyp, Course(options.epochs), custom_factor(options))
+
+
+def go_on(options: TrainOptions) -> tuple[TrainOptions, Origin]:
+    """Return the options of the run to go on with, and what it starts from; `--extend` makes its course longer.
 
     What the command line says anew is taken where it cannot change the weights.
 
     Raises:
-        UserError: no such run, a run that is finished, or a flag that would make it another run.
+        UserError: no such run, one that is over, or a flag that would make it another run.
     """
     path = resolve_resume(options.resume, options.project)
     content = load_state(path)
     saved = TrainOptions.from_dict(content["options"], source=str(path))
-    for name in sorted(options.explicit - FREE_ON_RESUME):
-        if getattr(options, name) != getattr(saved, name):
+    free = FREE_ON_RESUME | (FREE_ON_EXTEND if options.extend else set())
+    custom = custom_factor(options, content)
+    hyp, course = Hyp.from_dict(content["hyp"]), Course.from_dict(content["course"])
+    over = is_over(content, saved)
+    for name in sorted(options.explicit - free):
+        if getattr(options, name) != getattr(saved, name) and not (over and name == "epochs"):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(
                 f"{flag} {getattr(options, name)}: this run has {getattr(saved, name)}, and a resumed run is the same "
                 f"run; leave {flag} out, or start a new one from it: --weights {path}"
             )
-    given = {name: getattr(options, name) for name in options.explicit & FREE_ON_RESUME - {"project"}}
-    progress = content["state"]["progress"]
-    if progress["epoch"] >= saved.epochs:
-        raise UserError(
-            f"{path}: this run has trained all of its {saved.epochs} epochs; "
-            f"--weights {path.with_name('best.pt')} starts a new one from it"
+    done = content["state"]["progress"]["epoch"]
+    if bool(over) != bool(options.extend) or (options.extend and options.epochs <= done):
+        raise UserError(how_to_go_on(options, hyp, course, custom, path, done, over))
+    if options.extend:
+        course = course.extend(done, options.epochs, options.extend)
+    given = {name: getattr(options, name) for name in options.explicit & free - {"project"}}
+    options = replace(replace(saved, extend=""), **given, explicit=saved.explicit | {"cfg"})
+    return options, Origin(hyp, course, custom, content, path.parents[1])
+
+
+def is_over(content: dict[str, Any], saved: TrainOptions) -> str:
+    """Say why a saved run has nothing left to do; an empty text where it has."""
+    stopping = EarlyStopping(saved.patience)
+    stopping.load_state_dict(content["state"]["components"]["stopping"])
+    done = content["state"]["progress"]["epoch"]
+    if done >= saved.epochs:
+        return f"this run has trained all of its {saved.epochs} epochs"
+    stopped = content["state"]["progress"]["batch"] == 0 and done > 0 and stopping.should_stop(done - 1)
+    return f"this run stopped early, after epoch {done} of {saved.epochs}" if stopped else ""
+
+
+def how_to_go_on(
+    options: TrainOptions, hyp: Hyp, course: Course, custom: CustomFactor | None, path: Path, done: int, over: str
+) -> str:
+    """Say what resuming, extending and fine-tuning would each do to this run, with numbers."""
+    if not over:
+        return (
+            f"--extend {options.extend}: this run is at epoch {done} of {course.epochs}; --resume finishes it, "
+            f"then it can be extended"
         )
-    explicit = saved.explicit | {"cfg"}
-    return replace(saved, **given, explicit=explicit), Hyp.from_dict(content["hyp"]), content, path.parents[1]
+    epochs = options.epochs if "epochs" in options.explicit and options.epochs > done else done + max(done // 2, 1)
+    before, run = Schedule(hyp, course, 1, custom), path.parents[1]
+    lines = [
+        f"{path}: {over}, so there is nothing to resume. To go on with it, extend it, for example to {epochs} epochs:"
+    ]
+    for mode, words in (("replan", "the same schedule over the new length"), ("tail", "stay at the last lr")):
+        jump = describe_jump(before, Schedule(hyp, course.extend(done, epochs, mode), 1, custom), done, hyp.lr0)
+        lines.append(f"  --resume {run} --epochs {epochs} --extend {mode:<6}  {words}: {jump}")
+    best = path.with_name("best.pt")
+    lines.append(f"  --weights {best}  is fine-tuning: a new run from its best weights, with a schedule from lr0 on")
+    return "\n".join(lines)
 
 
-def open_output(options: TrainOptions, hyp: Hyp, data: Data, training: Training, folder: Path | None) -> Output | None:
+def open_output(options: TrainOptions, origin: Origin, data: Data, training: Training) -> Output | None:
     """Make the run folder with `opt.yaml` and `hyp.yaml`, or open that of a resumed run; None on other ranks."""
     if not dist.is_main():
         return None
@@ -385,21 +475,21 @@ def open_output(options: TrainOptions, hyp: Hyp, data: Data, training: Training,
         "imgsz": data.imgsz,
         "data": str(data.config.file.resolve()),
         "single_cls": options.single_cls,
-        "hyp": hyp.to_dict(),
+        "hyp": origin.hyp.to_dict(),
         "options": options.to_dict(),
+        "course": origin.course.to_dict(),
+        "schedule_sha256": origin.custom.sha256 if origin.custom else "",
     }
-    run = RunDir(folder) if folder else new_run(options.project, options.name, options.exist_ok)
-    if folder is None:
+    run = RunDir(origin.folder) if origin.folder else new_run(options.project, options.name, options.exist_ok)
+    if origin.folder is None or options.extend:
         run.write_yaml("opt.yaml", options.to_dict())
-        run.write_text("hyp.yaml", hyp.to_yaml())
+        run.write_text("hyp.yaml", origin.hyp.to_yaml())
     return Output(run, description, build_loggers(run.path, after_epoch=training.state.epoch))
 
 
-def draw_start(run: RunDir, data: Data, curve: LRCurve) -> None:
-    """Draw what is known before training: the lr, the labels, and the first three batches as the model sees them."""
-    names = data.config.names
-    plot_lr(curve, run.path / "lr.png")
-    train = data.train
+def draw_start(run: RunDir, data: Data) -> None:
+    """Draw what is known before training: the labels, and the first three batches as the model sees them."""
+    names, train = data.config.names, data.train
     plot_labels(train.classes, train.boxes, train.sizes, train.offsets, names, run.path / "labels.png")
     for number, batch in zip(range(3), data.train_loader.epoch(0), strict=False):
         boxes = [b[c >= 0].numpy() for b, c in zip(batch.boxes, batch.classes, strict=True)]
@@ -425,33 +515,66 @@ def finish(training: Training, data: Data, output: Output, options: TrainOptions
     print(f"{training.state.seconds:.0f} s of training; results in {output.run.path}")
 
 
+def restore(training: Training, options: TrainOptions, origin: Origin) -> None:
+    """Load the saved state of a run that goes on, and say which run that is."""
+    if origin.content is None:
+        return
+    state = training.state
+    state.load_state_dict(origin.content["state"])
+    if options.extend:
+        hyp, now, before = origin.hyp, origin.course, Course(origin.course.first, origin.course.extensions[:-1])
+        training.stopping.restart(state.epoch)
+        jump = describe_jump(Schedule(hyp, before, 1, origin.custom), training.lr.schedule, state.epoch, hyp.lr0)
+        say(f"extending    {origin.folder} from {state.epoch} to {now.epochs} epochs ({options.extend}): {jump}")
+    else:
+        say(f"resuming     {origin.folder} after epoch {state.epoch}")
+    training.lr.refresh()
+
+
+def draw_plan(options: TrainOptions, training: Training, curve: LRCurve) -> None:
+    """Draw the lr of the whole run into a folder of its own, the same for every plan."""
+    folder = Path(options.project) / (options.name if "name" in options.explicit else "plan")
+    folder.mkdir(parents=True, exist_ok=True)
+    plot_lr(curve, folder / "lr.png", training.state.step)
+    say(f"plan         drawn in {folder / 'lr.png'}; nothing was trained")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Wire a run together and train it."""
     options = parse_opt(argv)
     if options.help_hyp:
         print(hyp_table())
         return
-    content, folder = None, None
     if options.resume is None:
-        hyp = load_hyp(options.hyp, options.hyp_overrides())
+        origin = start_anew(options)
     else:
-        options, hyp, content, folder = resume_options(options)
+        options, origin = go_on(options)
     device = select_device(options.device, dist.local_rank(), dist.local_world_size())
     dist.start(device)
-    data = build_data(options, hyp)
-    training, curve = build_training(options, hyp, data, Precision(device, options.amp))
-    if content is not None:
-        training.state.load_state_dict(content["state"])
-        say(f"resuming     {folder} after epoch {training.state.epoch}")
-    output = open_output(options, hyp, data, training, folder)
-    if dist.is_main() and not options.noplots and content is None:
-        draw_start(output.run, data, curve)
-    fit(training, data, output, options, hyp)
-    if dist.is_main():
-        finish(training, data, output, options)
+    data = build_data(options, origin)
+    training, curve = build_training(options, origin, data, Precision(device, options.amp))
+    restore(training, options, origin)
+    if options.plan:
+        draw_plan(options, training, curve)
+    elif options.lr_find:
+        find_lr(training, data, options, origin.hyp)
+    else:
+        run(training, curve, data, options, origin)
     data.train_loader.close()
     data.val_loader.close()
     dist.stop()
+
+
+def run(training: Training, curve: LRCurve, data: Data, options: TrainOptions, origin: Origin) -> None:
+    """Train, and write the run folder."""
+    output = open_output(options, origin, data, training)
+    if dist.is_main() and not options.noplots:
+        plot_lr(curve, output.run.path / "lr.png", training.state.step)
+        if origin.content is None:
+            draw_start(output.run, data)
+    fit(training, data, output, options, origin.hyp)
+    if dist.is_main():
+        finish(training, data, output, options)
 
 
 if __name__ == "__main__":

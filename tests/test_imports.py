@@ -22,6 +22,7 @@ NETWORK = {"urllib", "socket", "http", "ssl", "ftplib", "requests", "httpx", "ai
 # What only one file may do: the full name of a module, or of something in one -> that file.
 RESERVED = {
     **{"matplotlib": "utils/plots.py", "torch.save": "utils/checkpoint.py", "torch.load": "utils/checkpoint.py"},
+    "importlib.import_module": "utils/schedule.py",  # the user's own schedule, named on the command line
     **dict.fromkeys(NETWORK, "data/download.py"),
 }
 PROCESS_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
