@@ -180,7 +180,7 @@ def suggest(result: RangeTest) -> Suggestion:
 
     - `steepest`: where the smoothed loss falls fastest over log lr, up to its minimum and without the first iterations,
       whose averages are of few values. It learns fast; but one gust of noise, or the swing of a large momentum, can
-      carry it off, mostly upwards, to where a long run diverges.
+      carry it off: far down, or up to where a long run diverges.
     - `valley`: two thirds (in log lr) along the longest falling stretch, which is the longest subsequence of the
       smoothed loss in which each value is below the one before. Noise hardly moves it; but a slow beginning of the fall
       pulls it down, the more so the lower the test began.
@@ -197,7 +197,7 @@ def suggest(result: RangeTest) -> Suggestion:
     if trouble:
         return Suggestion({}, "", f"nothing is recommended: {trouble}", "")
     log_lr, lowest = np.log(lr), int(smoothed.argmin())
-    start = min(10, len(lr) // 10)
+    start = min(10, len(lr) // 4)
     slopes = np.gradient(smoothed, log_lr)[start:lowest] if lowest > start else np.zeros(0)
     steepest = start + int(slopes.argmin()) if len(slopes) else lowest
     first, last = longest_fall(smoothed)
@@ -218,18 +218,17 @@ def suggest(result: RangeTest) -> Suggestion:
 
 
 def longest_fall(values: np.ndarray) -> tuple[int, int]:
-    """The first and last index of the longest strictly decreasing subsequence (the earliest found, if several)."""
-    lows: list[float] = []  # lows[k]: -(highest end of a falling subsequence of k + 1 values)
-    firsts: list[tuple[int, int]] = []  # and where that subsequence starts and ends
+    """The first and last index of the longest strictly decreasing subsequence; of several, of the first to be full."""
+    ends: list[float] = []  # ends[k]: minus the highest value that a falling subsequence of k + 1 values ends in
+    starts: list[int] = []  # and the index that it starts at
+    longest = (0, 0)
     for i, value in enumerate(values.tolist()):
-        k = bisect_left(lows, -value)
-        span = (firsts[k - 1][0] if k else i, i)
-        if k == len(lows):
-            lows.append(-value)
-            firsts.append(span)
-        else:
-            lows[k], firsts[k] = -value, span
-    return firsts[-1]
+        k = bisect_left(ends, -value)
+        start = starts[k - 1] if k else i
+        if k == len(ends):
+            longest = (start, i)
+        ends[k : k + 1], starts[k : k + 1] = [-value], [start]
+    return longest
 
 
 def _trouble(result: RangeTest, lr: np.ndarray, smoothed: np.ndarray) -> str:
