@@ -102,9 +102,10 @@ def test_lr0_may_be_another_than_the_optimizers() -> None:
 def test_the_base_lr_of_a_training_scheduler_is_not_taken_for_the_tests_and_all_is_put_back() -> None:
     optimizer = one_parameter(lr=0.01)
     LambdaLR(optimizer, lambda epoch: 0.5)
-    step = quadratic(optimizer, torch.ones(2))
-    result = range_test(optimizer, step, 1e-5, 1e-2, 20)
-    assert result.lr[0] == 1e-5
+    used: list[float] = []
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: used.append(o.param_groups[0]["lr"]))
+    result = range_test(optimizer, quadratic(optimizer, torch.ones(2)), 1e-5, 1e-2, 20)
+    assert used == result.lr.tolist() and used[0] == 1e-5
     assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["initial_lr"]) == (0.005, 0.01)
     plain = one_parameter(lr=0.01)
     with pytest.raises(ZeroDivisionError):

@@ -80,8 +80,9 @@ def range_test(
 ) -> RangeTest:
     """Train for `iterations` steps while the lr grows exponentially from `initial` to `final`.
 
-    The groups keep their ratios: one that trains at `s·lr0` is tested at `s` times the lr that is reported. The lr of
-    the groups is as before when this returns; weights, optimizer state and batch statistics are not.
+    The groups keep the ratios of their base lrs: one that trains at `s·lr0` is tested at `s` times the lr that is
+    reported. The lr of the groups is as before when this returns; weights, optimizer state and batch statistics are
+    not. Each iteration waits for its loss.
 
     Args:
         step: does iteration i as in training (all batches of it, backward, clipping, `optimizer.step`) without
@@ -117,8 +118,10 @@ def _check(initial: float, final: float, iterations: int, beta: float) -> None:
 
 def _start(optimizer: Optimizer, initial: float, final: float, iterations: int, lr0: float) -> LambdaLR:
     for group in optimizer.param_groups:
-        # `initial_lr` of the training's scheduler would be taken for the base, whatever `lr` is.
-        group["lr"] = group["initial_lr"] = float(group["lr"]) / lr0 * initial
+        # A scheduler of the training may have moved `lr` from its base, which is kept in `initial_lr`; and LambdaLR
+        # takes an `initial_lr` that it finds for its own base, whatever `lr` is.
+        base = float(group.get("initial_lr", group["lr"]))
+        group["lr"] = group["initial_lr"] = base / lr0 * initial
     return LambdaLR(optimizer, exponential(initial, final, iterations))
 
 
