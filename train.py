@@ -44,6 +44,7 @@ from utils.plots import plot_images, plot_labels, plot_lr, plot_results
 from utils.rundir import RunDir, new_run, resolve_resume
 from utils.schedule import LearningRate, LRCurve, describe_curve, lr_curve
 from utils.stopping import EarlyStopping
+from utils.telemetry import Telemetry
 from val import DetectSettings, Evaluation, evaluate, load_model, print_faults, print_scores, save_pictures
 
 MAX_IMGSZ = 640  # largest image size that is chosen unasked
@@ -66,6 +67,7 @@ class Training:
     precision: Precision
     loader: Loader
     resize: Callable[[Batch, int, int], Batch]
+    telemetry: Telemetry
     state: TrainState
     stopping: EarlyStopping
 
@@ -114,8 +116,9 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
         if (number + 1) % training.accumulate == 0 or number + 1 == len(training.loader):
             training.lr.apply(state.step)
             scaler.unscale_(training.optimizer)
-            clip_gradients(training.optimizer, training.clip_grad_norm)
-            scaler.step(training.optimizer)  # the EMA follows by the optimizer's hook: a skipped step updates nothing
+            norm = clip_gradients(training.optimizer, training.clip_grad_norm)
+            with training.telemetry.step(state.means, state.step, norm, ~torch.isfinite(norm)):
+                scaler.step(training.optimizer)  # the EMA follows by the optimizer's hook
             scaler.update()
             training.optimizer.zero_grad(set_to_none=True)
             state.step, state.batch = state.step + 1, number + 1
@@ -161,7 +164,7 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
         ) as progress:
             train_one_epoch(training, progress)
         state.seconds += time.perf_counter() - start
-        row: dict[str, Any] = {"time": state.seconds, **take_losses(state)}
+        row: dict[str, Any] = {"time": state.seconds, **take_losses(state), **training.telemetry.take(state.means)}
         better, last = False, state.epoch == options.epochs
         if dist.is_main() and should_evaluate(options, state.epoch):
             evaluation = evaluate_ema(training, data, settings)
@@ -305,6 +308,7 @@ def build_training(options: TrainOptions, hyp: Hyp, data: Data, precision: Preci
         precision=precision,
         loader=data.train_loader,
         resize=multi_scale(options.seed, data.imgsz, hyp.multi_scale),
+        telemetry=Telemetry(optimizer, hyp.clip_grad_norm, steps),
         state=TrainState(parts),
         stopping=stopping,
     )
