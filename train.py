@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from data.cache import auto_cache
@@ -28,6 +28,7 @@ from utils.checkpoint import TrainState, load_state, save_model, save_state
 from utils.device import Precision, select_device
 from utils.ema import ModelEMA
 from utils.errors import TrainingDiverged, UserError, run_cli
+from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only
 from utils.hyp import Hyp, hyp_table, load_hyp
 from utils.loggers import Logger, Progress, build_loggers
 from utils.metrics import fitness
@@ -50,6 +51,7 @@ from val import DetectSettings, Evaluation, evaluate, load_model, print_faults, 
 MAX_IMGSZ = 640  # largest image size that is chosen unasked
 # What may differ when a run goes on: nothing of it changes the weights.
 FREE_ON_RESUME = {"resume", "device", "workers", "cache", "noplots", "download", "project", "nosave", "save_period"}
+FREE_ON_RESUME |= {"on_divergence"}  # nor would the run that diverged have any
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Training:
     precision: Precision
     loader: Loader
     resize: Callable[[Batch, int, int], Batch]
+    guard: StepGuard
     telemetry: Telemetry
     state: TrainState
     stopping: EarlyStopping
@@ -106,32 +109,29 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
     state, scaler = training.state, training.precision.scaler
     training.model.train()
     hold(training.frozen)
+    training.guard.begin()
     for number, batch in enumerate(training.loader.epoch(state.epoch, state.batch), state.batch):
         batch = training.resize(batch.to(training.precision.device), state.epoch, number)
         with training.precision.autocast():
             predictions = training.model(batch.images)
         loss = training.criterion(predictions, batch.boxes, batch.classes)
         scaler.scale(loss.total * dist.world_size()).backward()
-        add_loss(state, loss.parts, len(batch))
+        training.guard.add(loss.parts, batch.indices)
         if (number + 1) % training.accumulate == 0 or number + 1 == len(training.loader):
             training.lr.apply(state.step)
             scaler.unscale_(training.optimizer)
             norm = clip_gradients(training.optimizer, training.clip_grad_norm)
-            with training.telemetry.step(state.means, state.step, norm, ~torch.isfinite(norm)):
-                scaler.step(training.optimizer)  # the EMA follows by the optimizer's hook
+            skipped = training.guard.decide(state.means, state.step, norm)
+            with training.telemetry.step(state.means, state.step, norm, skipped):
+                scaler.step(training.optimizer)  # the EMA follows by the optimizer's hook, unless it was skipped
             scaler.update()
             training.optimizer.zero_grad(set_to_none=True)
             state.step, state.batch = state.step + 1, number + 1
         parts = dict(zip(("box", "cls", "dfl"), loss.parts, strict=True))
         progress.update({**parts, "lr": training.optimizer.param_groups[0]["lr"]}, len(batch))
+    training.guard.end_epoch(state.means, state.epoch)
     training.lr.end_epoch()
     state.epoch, state.batch = state.epoch + 1, 0
-
-
-def add_loss(state: TrainState, parts: Tensor, images: int) -> None:
-    """Add a batch to the epoch's running sums, on the device: nothing waits for the numbers."""
-    weighted = torch.cat([parts * images, parts.new_tensor([images])])
-    state.means["loss"] = state.means["loss"].to(parts.device) + weighted if "loss" in state.means else weighted
 
 
 def take_losses(state: TrainState) -> dict[str, float]:
@@ -153,8 +153,10 @@ def take_losses(state: TrainState) -> dict[str, float]:
 def fit(training: Training, data: Data, output: Output, options: TrainOptions, hyp: Hyp) -> None:
     """Train epoch by epoch: train, evaluate, log, save, until the last epoch or for want of a better one."""
     state, settings = training.state, DetectSettings(nms=options.nms)
+    recovery = build_recovery(training, output, options)
     while state.epoch < options.epochs:
         epoch, start = state.epoch, time.perf_counter()
+        recovery.keep(at_start=state.batch == 0)
         with Progress(
             len(data.train_loader),
             f"epoch {epoch + 1}/{options.epochs}",
@@ -162,7 +164,11 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
             epochs_to_come=options.epochs - epoch - 1,
             enabled=dist.is_main(),
         ) as progress:
-            train_one_epoch(training, progress)
+            try:
+                train_one_epoch(training, progress)
+            except TrainingDiverged as error:
+                recovery.recover(error)
+                continue
         state.seconds += time.perf_counter() - start
         row: dict[str, Any] = {"time": state.seconds, **take_losses(state), **training.telemetry.take(state.means)}
         better, last = False, state.epoch == options.epochs
@@ -175,12 +181,29 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
         stop = dist.from_main(training.stopping.should_stop(epoch))
         if dist.is_main():
             for logger in output.loggers:
-                logger.log(state.epoch, row)
+                logger.log(state.epoch, finite_only(row))
             save(training, output, options, better, last or stop)
         if stop and not last:
             best = training.stopping.best_epoch + 1
             say(f"stopped: no better {hyp.fitness} for {options.patience} epochs (best: epoch {best})")
             break
+
+
+def build_recovery(training: Training, output: Output | None, options: TrainOptions) -> Recovery:
+    """Return what `--on-divergence` asks for."""
+    if options.on_divergence == "stop":
+        return Stop()
+
+    def save_here(path: Path) -> None:
+        if output is not None:
+            save_state(path, training.state, output.description)
+        dist.barrier()
+
+    def load_here(path: Path) -> None:
+        training.state.load_state_dict(load_state(path)["state"])
+
+    path = dist.from_main(output.run.weights / "rollback.pt" if output is not None else None)
+    return Rollback(training.guard, training.lr.scheduler, path, save_here, load_here, say)
 
 
 def should_evaluate(options: TrainOptions, epochs_done: int) -> bool:
@@ -279,10 +302,9 @@ def build_training(options: TrainOptions, hyp: Hyp, data: Data, precision: Preci
     decay = hyp.weight_decay
     if hyp.scale_weight_decay:
         decay = scaled_weight_decay(decay, effective, hyp.nominal_batch)
-    fused = precision.device.type in ("cpu", "cuda") and not precision.scaler.is_enabled()
-    optimizer = build_optimizer(model, hyp, decay, fused)
-    ema = ModelEMA(model, hyp.ema_decay, hyp.ema_tau)
-    optimizer.register_step_post_hook(lambda *_: ema.update_parameters(model))
+    optimizer = build_optimizer(model, hyp, decay, fused=precision.device.type in ("cpu", "cuda"))
+    ema, guard = ModelEMA(model, hyp.ema_decay, hyp.ema_tau), StepGuard(model, optimizer, data.train.path)
+    optimizer.register_step_post_hook(lambda *_: ema.update_parameters(model, guard.skipped))
     steps = -(-len(data.train_loader) // accumulate)
     lr = LearningRate(optimizer, hyp, options.epochs, steps)
     curve = lr_curve(hyp, options.epochs, steps, {group["name"]: hyp.lr0 for group in optimizer.param_groups})
@@ -295,6 +317,7 @@ def build_training(options: TrainOptions, hyp: Hyp, data: Data, precision: Preci
         "scheduler": lr.scheduler,
         "scaler": precision.scaler,
         "stopping": stopping,
+        "guard": guard,
     }
     training = Training(
         model=dist.wrap(model, precision.device, options.sync_bn),
@@ -308,6 +331,7 @@ def build_training(options: TrainOptions, hyp: Hyp, data: Data, precision: Preci
         precision=precision,
         loader=data.train_loader,
         resize=multi_scale(options.seed, data.imgsz, hyp.multi_scale),
+        guard=guard,
         telemetry=Telemetry(optimizer, hyp.clip_grad_norm, steps),
         state=TrainState(parts),
         stopping=stopping,
