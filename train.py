@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from data.dataset import DetectionDataset
 from data.index import Index, build_index
 from data.loader import Batch, Loader, multi_scale_size, resize_batch
 from models.build import build_model
-from models.loss import DetectionLoss
+from models.loss import DetectionLoss, LossTerms
 from models.transfer import freeze, hold
 from models.yolo import MAX_STRIDE, count_parameters
 from utils import dist
@@ -28,8 +29,10 @@ from utils.checkpoint import TrainState, load_state, save_model, save_state
 from utils.device import Precision, select_device
 from utils.ema import ModelEMA
 from utils.errors import TrainingDiverged, UserError, run_cli
+from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only
 from utils.hyp import Hyp, hyp_table, load_hyp
 from utils.loggers import Logger, Progress, build_loggers
+from utils.lr_finder import describe, range_test, suggest, write_csv
 from utils.metrics import fitness
 from utils.optim import (
     ADAM_BETA2,
@@ -42,7 +45,7 @@ from utils.optim import (
     scaled_weight_decay,
 )
 from utils.options import TrainOptions, parse
-from utils.plots import plot_images, plot_labels, plot_lr, plot_results
+from utils.plots import plot_images, plot_labels, plot_lr, plot_lr_find, plot_results
 from utils.rundir import RunDir, new_run, resolve_resume
 from utils.schedule import (
     Course,
@@ -57,12 +60,13 @@ from utils.schedule import (
     lr_curve,
 )
 from utils.stopping import EarlyStopping
+from utils.telemetry import Telemetry
 from val import DetectSettings, Evaluation, evaluate, load_model, print_faults, print_scores, save_pictures
 
 MAX_IMGSZ = 640  # largest image size that is chosen unasked
 # What may differ when a run goes on: nothing of it changes the weights.
 FREE_ON_RESUME = {"resume", "device", "workers", "cache", "noplots", "download", "project", "nosave", "save_period"}
-FREE_ON_RESUME |= {"plan", "extend"}
+FREE_ON_RESUME |= {"plan", "extend", "on_divergence"}
 FREE_ON_EXTEND = {"epochs", "patience"}
 
 
@@ -92,6 +96,8 @@ class Training:
     precision: Precision
     loader: Loader
     resize: Callable[[Batch, int, int], Batch]
+    guard: StepGuard
+    telemetry: Telemetry
     state: TrainState
     stopping: EarlyStopping
 
@@ -127,34 +133,45 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
 
     The whole of training: batch → predictions → loss → gradients → optimizer step at the lr of `lr_curve` → EMA.
     """
-    state, scaler = training.state, training.precision.scaler
+    state = training.state
     training.model.train()
     hold(training.frozen)
+    training.guard.begin()
     for number, batch in enumerate(training.loader.epoch(state.epoch, state.batch), state.batch):
-        batch = training.resize(batch.to(training.precision.device), state.epoch, number)
-        with training.precision.autocast():
-            predictions = training.model(batch.images)
-        loss = training.criterion(predictions, batch.boxes, batch.classes)
-        scaler.scale(loss.total * dist.world_size()).backward()
-        add_loss(state, loss.parts, len(batch))
+        loss = backward(training, batch, number)
         if (number + 1) % training.accumulate == 0 or number + 1 == len(training.loader):
             training.lr.apply(state.step)
-            scaler.unscale_(training.optimizer)
-            clip_gradients(training.optimizer, training.clip_grad_norm)
-            scaler.step(training.optimizer)  # the EMA follows by the optimizer's hook: a skipped step updates nothing
-            scaler.update()
-            training.optimizer.zero_grad(set_to_none=True)
+            update(training)
             state.step, state.batch = state.step + 1, number + 1
         parts = dict(zip(("box", "cls", "dfl"), loss.parts, strict=True))
         progress.update({**parts, "lr": training.optimizer.param_groups[0]["lr"]}, len(batch))
+    training.guard.end_epoch(state.means, state.epoch)
     training.lr.end_epoch()
     state.epoch, state.batch = state.epoch + 1, 0
 
 
-def add_loss(state: TrainState, parts: Tensor, images: int) -> None:
-    """Add a batch to the epoch's running sums, on the device: nothing waits for the numbers."""
-    weighted = torch.cat([parts * images, parts.new_tensor([images])])
-    state.means["loss"] = state.means["loss"].to(parts.device) + weighted if "loss" in state.means else weighted
+def backward(training: Training, batch: Batch, number: int) -> LossTerms:
+    """Add a batch's gradients; `number` is its place in the epoch."""
+    precision = training.precision
+    batch = training.resize(batch.to(precision.device), training.state.epoch, number)
+    with precision.autocast():
+        predictions = training.model(batch.images)
+    loss = training.criterion(predictions, batch.boxes, batch.classes)
+    precision.scaler.scale(loss.total * dist.world_size()).backward()
+    training.guard.add(loss.parts, batch.indices)
+    return loss
+
+
+def update(training: Training) -> None:
+    """Take one optimizer step with the gradients that were added, at the lr that its groups have."""
+    state, optimizer, scaler = training.state, training.optimizer, training.precision.scaler
+    scaler.unscale_(optimizer)
+    norm = clip_gradients(optimizer, training.clip_grad_norm)
+    skipped = training.guard.decide(state.means, state.step, norm)
+    with training.telemetry.step(state.means, state.step, norm, skipped):
+        scaler.step(optimizer)  # the EMA follows by the optimizer's hook, unless it was skipped
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def take_losses(state: TrainState) -> dict[str, float]:
@@ -176,8 +193,10 @@ def take_losses(state: TrainState) -> dict[str, float]:
 def fit(training: Training, data: Data, output: Output, options: TrainOptions, hyp: Hyp) -> None:
     """Train epoch by epoch: train, evaluate, log, save, until the last epoch or for want of a better one."""
     state, settings = training.state, DetectSettings(nms=options.nms)
+    recovery = build_recovery(training, output, options)
     while state.epoch < options.epochs:
         epoch, start = state.epoch, time.perf_counter()
+        recovery.keep(at_start=state.batch == 0)
         with Progress(
             len(data.train_loader),
             f"epoch {epoch + 1}/{options.epochs}",
@@ -185,9 +204,13 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
             epochs_to_come=options.epochs - epoch - 1,
             enabled=dist.is_main(),
         ) as progress:
-            train_one_epoch(training, progress)
+            try:
+                train_one_epoch(training, progress)
+            except TrainingDiverged as error:
+                recovery.recover(error)
+                continue
         state.seconds += time.perf_counter() - start
-        row: dict[str, Any] = {"time": state.seconds, **take_losses(state)}
+        row: dict[str, Any] = {"time": state.seconds, **take_losses(state), **training.telemetry.take(state.means)}
         better, last = False, state.epoch == options.epochs
         if dist.is_main() and should_evaluate(options, state.epoch):
             evaluation = evaluate_ema(training, data, settings)
@@ -198,12 +221,29 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
         stop = dist.from_main(training.stopping.should_stop(epoch))
         if dist.is_main():
             for logger in output.loggers:
-                logger.log(state.epoch, row)
+                logger.log(state.epoch, finite_only(row))
             save(training, output, options, better, last or stop)
         if stop and not last:
             best = training.stopping.best_epoch + 1
             say(f"stopped: no better {hyp.fitness} for {options.patience} epochs (best: epoch {best})")
             break
+
+
+def build_recovery(training: Training, output: Output | None, options: TrainOptions) -> Recovery:
+    """Return what `--on-divergence` asks for."""
+    if options.on_divergence == "stop":
+        return Stop()
+
+    def save_here(path: Path) -> None:
+        if output is not None:
+            save_state(path, training.state, output.description)
+        dist.barrier()
+
+    def load_here(path: Path) -> None:
+        training.state.load_state_dict(load_state(path)["state"])
+
+    path = dist.from_main(output.run.weights / "rollback.pt" if output is not None else None)
+    return Rollback(training.guard, training.lr.scheduler, path, save_here, load_here, say)
 
 
 def should_evaluate(options: TrainOptions, epochs_done: int) -> bool:
@@ -304,11 +344,10 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
     decay = hyp.weight_decay
     if hyp.scale_weight_decay:
         decay = scaled_weight_decay(decay, effective, hyp.nominal_batch)
-    fused = precision.device.type in ("cpu", "cuda") and not precision.scaler.is_enabled()
     lr0 = scaled_lr(hyp.lr0, hyp.lr_batch_rule, effective, hyp.nominal_batch)
-    optimizer = build_optimizer(model, hyp, lr0, decay, fused)
-    ema = ModelEMA(model, hyp.ema_decay, hyp.ema_tau)
-    optimizer.register_step_post_hook(lambda *_: ema.update_parameters(model))
+    optimizer = build_optimizer(model, hyp, lr0, decay, fused=precision.device.type in ("cpu", "cuda"))
+    ema, guard = ModelEMA(model, hyp.ema_decay, hyp.ema_tau), StepGuard(model, optimizer, data.train.path)
+    optimizer.register_step_post_hook(lambda *_: ema.update_parameters(model, guard.skipped))
     steps = -(-len(data.train_loader) // accumulate)
     schedule, rates = Schedule(hyp, origin.course, steps, origin.custom), group_rates(optimizer, hyp.warmup_bias_lr)
     lr, curve = LearningRate(optimizer, schedule, rates), lr_curve(schedule, rates, hyp.close_mosaic)
@@ -326,6 +365,7 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
         "scheduler": lr.scheduler,
         "scaler": precision.scaler,
         "stopping": stopping,
+        "guard": guard,
     }
     training = Training(
         model=dist.wrap(model, precision.device, options.sync_bn),
@@ -339,6 +379,8 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
         precision=precision,
         loader=data.train_loader,
         resize=multi_scale(options.seed, data.imgsz, hyp.multi_scale),
+        guard=guard,
+        telemetry=Telemetry(optimizer, hyp.clip_grad_norm, steps),
         state=TrainState(parts),
         stopping=stopping,
     )
@@ -533,10 +575,48 @@ def restore(training: Training, options: TrainOptions, origin: Origin) -> None:
 
 def draw_plan(options: TrainOptions, training: Training, curve: LRCurve) -> None:
     """Draw the lr of the whole run into a folder of its own, the same for every plan."""
-    folder = Path(options.project) / (options.name if "name" in options.explicit else "plan")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = side_folder(options, "plan")
     plot_lr(curve, folder / "lr.png", training.state.step)
     say(f"plan         drawn in {folder / 'lr.png'}; nothing was trained")
+
+
+def find_lr(training: Training, data: Data, options: TrainOptions, hyp: Hyp) -> None:
+    """Run the range test with the very objects of training, and write and say what it found."""
+    batches = endless(data.train_loader)
+    training.model.train()
+    hold(training.frozen)
+    training.guard.begin()
+
+    def step(_: int) -> Tensor:
+        losses = [
+            backward(training, batch, number).parts.sum() for number, batch in islice(batches, training.accumulate)
+        ]
+        update(training)
+        return dist.mean(torch.stack(losses).mean())
+
+    bounds = (options.lr_find_from, options.lr_find_to, options.lr_find_steps)
+    result = range_test(training.optimizer, step, *bounds, lr0=hyp.lr0)
+    suggestion, folder = suggest(result), side_folder(options, "lr_find")
+    for line in describe(result, suggestion):
+        say(line)
+    if dist.is_main():
+        write_csv(result, folder / "lr_find.csv")
+        curves = (result.lr, result.loss, result.smoothed)
+        plot_lr_find(*curves, suggestion.marks, suggestion.recommended, folder / "lr_find.png")
+    say(f"lr find      results in {folder}; nothing else was written, and no run begun")
+
+
+def endless(loader: Loader) -> Iterator[tuple[int, Batch]]:
+    """Yield (place in its epoch, batch), epoch after epoch."""
+    for epoch in count():
+        yield from enumerate(loader.epoch(epoch))
+
+
+def side_folder(options: TrainOptions, name: str) -> Path:
+    """Return the folder of something that is no run, the same each time unless the user names one."""
+    folder = Path(options.project) / (options.name if "name" in options.explicit else name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW_1 = ("errors", "dist", "hyp", "options", "seed", "boxes", "rundir", "device")
-ROW_2 = ("optim", "schedule", "ema", "stopping", "checkpoint", "metrics", "loggers", "plots", "lr_finder")
+ROW_2 = ("optim", "schedule", "ema", "stopping", "checkpoint", "metrics", "loggers", "plots", "lr_finder", "telemetry")
+ROW_2 += ("guard",)
 ENTRY_POINTS = ("train", "detect", "export")
 OWN = {"train", "val", "detect", "export", "models", "data", "utils"}
 THIRD_PARTY = {

@@ -121,6 +121,7 @@ def lr_of(epochs: int, steps: int = 5, close_mosaic: int | None = None) -> Simpl
         close_mosaic_epoch=close_mosaic,
         lr={"decay": 0.01 * factor * ramp, "no_decay": 0.01 * factor * ramp, "bias": 0.1 - 0.09 * ramp * factor},
         momentum=0.8 + 0.1 * ramp,
+        extended=(),
     )
 
 
@@ -144,6 +145,22 @@ def test_lr_picture_shows_every_value(
     assert shaded.keys() == expected.keys()
     assert all(shaded[name] == pytest.approx(expected[name]) for name in expected)
     assert_legible(figures[0])
+
+
+def test_lr_picture_marks_what_was_trained_before_and_where_the_run_was_extended(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    curve = lr_of(20)
+    curve.extended = (10, 16)
+    plot_lr(curve, tmp_path / "lr.png", resumed_step=curve.steps_per_epoch * 16 + 3)
+    begin = 16 + 3 / curve.steps_per_epoch
+    for axes in figures[0].axes:
+        lines = {line.get_label(): line.get_xdata()[0] for line in axes.lines if not line.get_label().startswith("_")}
+        assert lines["extended"] == 10 and lines[f"resumed after {begin:g} epochs"] == begin
+        spans = {patch.get_label(): (patch.get_x(), patch.get_width()) for patch in axes.patches}
+        assert spans["trained before"] == pytest.approx((0, begin))
+    plot_lr(lr_of(20), tmp_path / "lr.png")
+    assert not any("resumed" in str(line.get_label()) for line in figures[1].axes[0].lines)
 
 
 def test_lr_picture_names_start_peak_and_end(tmp_path: Path, figures: list[Figure]) -> None:

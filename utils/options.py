@@ -124,6 +124,12 @@ class TrainOptions(_Options):
         "", "keep the first N stages, or the backbone, as they are", "training", metavar="N|backbone", shown="nothing"
     )
     patience: int = _flag(100, "stop after this many epochs without a better one; 0 = never", "training", low=0)
+    on_divergence: str = _flag(
+        "stop",
+        "when losses stay non-finite: end, or go back to the epoch's start with a tenth of the lr, at most 3 times",
+        "training",
+        choices=("stop", "rollback"),
+    )
     seed: int = _flag(0, "seed of everything random", "training", low=0, high=2**63 - 1)
     resume: str | None = _flag(
         None, "continue the newest run, or that of PATH", "training", metavar="PATH", bare="", shown="a new run"

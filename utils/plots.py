@@ -51,6 +51,7 @@ class LearningRateCurve(Protocol):
     close_mosaic_epoch: int | None
     lr: dict[str, np.ndarray]
     momentum: np.ndarray
+    extended: tuple[int, ...]
 
 
 class PrecisionRecallCurves(Protocol):
@@ -89,8 +90,11 @@ def _picture(path: Path, width: float, height: float, layout: str = "constrained
         figure.savefig(path)
 
 
-def plot_lr(curve: LearningRateCurve, path: Path) -> None:
-    """Draw the learning rate of every parameter group, and the momentum, over the whole run, as planned."""
+def plot_lr(curve: LearningRateCurve, path: Path, resumed_step: int = 0) -> None:
+    """Draw the learning rate of every parameter group, and the momentum, over the whole run, as planned.
+
+    What was trained before `resumed_step` (optimizer steps from 0), where a run goes on, is greyed out.
+    """
     steps = len(curve.momentum)
     epochs = np.arange(steps + 1) / curve.steps_per_epoch
     with _picture(path, 10, 6.5) as figure:
@@ -104,6 +108,12 @@ def plot_lr(curve: LearningRateCurve, path: Path) -> None:
                 axes.axvspan(0, curve.warmup_steps / curve.steps_per_epoch, color=ORANGE, alpha=0.12, label="warm-up")
             if curve.close_mosaic_epoch is not None and curve.close_mosaic_epoch < curve.epochs:
                 axes.axvspan(curve.close_mosaic_epoch, curve.epochs, color=GREEN, alpha=0.12, label="without mosaic")
+            for number, epoch in enumerate(curve.extended):
+                axes.axvline(epoch, color=GREY, lw=1.2, ls=":", label="_" * (number > 0) + "extended")
+            if resumed_step:
+                begin = resumed_step / curve.steps_per_epoch
+                axes.axvspan(0, begin, color=GREY, alpha=0.18, lw=0, label="trained before")
+                axes.axvline(begin, color="black", lw=1.2, ls="--", label=f"resumed after {begin:g} epochs")
             axes.set_xlim(0, epochs[-1])
         upper.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
         lower.set_title(f"momentum: {_span(curve.momentum)}", fontsize=10)
