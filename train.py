@@ -51,7 +51,7 @@ from val import DetectSettings, Evaluation, evaluate, load_model, print_faults, 
 MAX_IMGSZ = 640  # largest image size that is chosen unasked
 # What may differ when a run goes on: nothing of it changes the weights.
 FREE_ON_RESUME = {"resume", "device", "workers", "cache", "noplots", "download", "project", "nosave", "save_period"}
-FREE_ON_RESUME |= {"on_divergence"}  # nor would the run that diverged have any
+FREE_ON_RESUME |= {"on_divergence"}  # it matters only where the run would be over
 
 
 @dataclass
