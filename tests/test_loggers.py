@@ -95,6 +95,14 @@ def test_a_file_that_is_no_such_table_is_refused_by_line(tmp_path: Path, text: s
         CsvLogger(path)
 
 
+@pytest.mark.parametrize("content", [b"epoch,time\n1,\xff\n", b"epoch\n" + b"1" * 200_000 + b"\n"])
+def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"results\.csv: the table of results could not be read"):
+        CsvLogger(path)
+
+
 def test_build_loggers_starts_afresh_or_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)  # TensorBoard is not installed
     assert build_loggers(None) == []

@@ -221,8 +221,12 @@ class Progress:
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a table of text"
+        raise UserError(f"{path}: the table of results could not be read ({reason})") from None
     for line, row in enumerate(rows, start=2):
         if not str(row.get("epoch")).strip().isdecimal() or None in row or None in row.values():
             raise UserError(f"{path}:{line}: not a row of this table, which has a column `epoch` with whole numbers")
