@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 MAX_ENTRIES = 30_000  # of an archive; the largest model with Adam's state has 2,100
-MAX_OPERATIONS = 500_000  # of a pickle, and values in what it makes; the largest has 70,000
+MAX_OPERATIONS = 300_000  # of a pickle, and values in what it makes; the largest has 70,000
 MAX_PICKLE = 16 << 20  # bytes
 MAX_DEPTH = 32  # of values within values
 MAX_DIMENSIONS = 16  # of a tensor
@@ -34,7 +34,7 @@ SEAL_SIZE = len(SEAL) + 64
 END_SIZE, LOCATOR_SIZE, END64_SIZE, LOCAL_SIZE = 22, 20, 56, 30  # of the zip records that close and open
 MSDOS_FOLDER = 0x10  # bit of a zip entry's external attributes
 HARMLESS_FLAGS = 0x0808  # sizes after the data, names in UTF-8
-ENTRY = re.compile(r"[^/\\\x00-\x1f]+/(data\.pkl|data/\d+|\.?\w+|\.data/\w+)", re.ASCII)
+ENTRY = re.compile(r"(?!\.\.?/)[^/\\\x00-\x1f]+/(data\.pkl|data/\d+|\.?\w+|\.data/\w+)", re.ASCII)
 
 STORAGES = {
     **{"torch FloatStorage": torch.float32, "torch DoubleStorage": torch.float64, "torch HalfStorage": torch.float16},
@@ -128,6 +128,8 @@ def leaves(content: Any) -> Iterator[Any]:
         elif type(value) is int and not -(1 << 63) <= value < 1 << 64:
             raise ValueError("a number of more than 64 bits")
         else:
+            if type(value) is str:
+                value.encode()  # half a character could not be printed
             yield value
 
 
@@ -198,7 +200,9 @@ def _check_entries(archive: zipfile.ZipFile, file: BinaryIO, directory: int) -> 
             sizes[record.removeprefix("data/")] = entry.file_size
         elif entry.file_size > (MAX_PICKLE if record == "data.pkl" else MAX_NOTE):
             raise ValueError(f"{name} is too long")
-    if end > directory or len(roots) != 1 or f"{next(iter(roots))}/data.pkl".lower() not in names:
+    file.seek(0)
+    begins = file.read(4) == b"PK\x03\x04"  # else torch takes it for a pickle
+    if not begins or end > directory or len(roots) != 1 or f"{next(iter(roots))}/data.pkl".lower() not in names:
         raise ValueError("it is not laid out as torch.save does")
     return sizes
 
@@ -261,11 +265,13 @@ class _Reader:
     def read(self, pickle: bytes) -> Any:
         for number, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
             step = getattr(self, f"_{operation.name.lower()}", None)
+            if number >= MAX_OPERATIONS:
+                raise ValueError("its pickle is too long")
             if operation.name in LITERALS:
                 self.stack.append(argument)
             elif operation.name in FRESH:
                 self.stack.append(FRESH[operation.name]())
-            elif step is None or number >= MAX_OPERATIONS:
+            elif step is None:
                 raise ValueError(f"its pickle does what no checkpoint needs: {operation.name}")
             elif argument is None:
                 step()
@@ -282,6 +288,8 @@ class _Reader:
         self.stack = [self.stack[-1]]
 
     def _mark(self) -> None:
+        if len(self.below) > 2 * MAX_DEPTH:
+            raise ValueError("marks within marks")
         self.below.append(self.stack)
         self.stack = []
 

@@ -210,9 +210,9 @@ def _fault(content: dict[str, Any]) -> str:
         return "model or names are not as they should be"
     if content["model"]["nc"] != len(content["names"]) or content["imgsz"] < 1:
         return f"{len(content['names'])} names for {content['model']['nc']} classes, imgsz {content['imgsz']}"
-    own = {"state": "state", "model": "weights"}.get(content["kind"])
-    if own is None:
-        return f"kind {content['kind']!r}"
+    own = {"state": "state", "model": "weights"}.get(content["kind"], "kind")
+    if not isinstance(content.get(own), dict):
+        return f"kind {content['kind']!r}, without what it should hold"
     for key, value in content.items():
         if key != own and any(isinstance(leaf, Tensor) for leaf in leaves(value)):
             return f"a tensor in {key}"
@@ -225,7 +225,8 @@ def _state_fault(state: dict[str, Any]) -> str:
     if set(state) != {"progress", "means", "components"} or not all(type(part) is dict for part in state.values()):
         return "the state must have progress, means and components"
     progress = state["progress"]
-    if set(progress) != set(PROGRESS) or (fault := _type_fault(progress, PROGRESS)):
+    fault = _type_fault(progress, PROGRESS)
+    if fault or set(progress) != set(PROGRESS):
         return f"progress: {fault or 'it has keys of its own'}"
     if not all(0 <= value < MAX_PROGRESS for value in progress.values()):
         return f"progress is {progress}"
@@ -268,8 +269,10 @@ def _misfit(saved: Any, current: Any, where: str = "") -> str:
     """
     if isinstance(saved, dict) and isinstance(current, dict):
         pairs = [(saved[key], current[key], f"{where}{key}: ") for key in saved if key in current]
-    elif isinstance(saved, (list, tuple)) and isinstance(current, (list, tuple)) and len(saved) == len(current):
-        pairs = [(old, new, f"{where}{index}: ") for index, (old, new) in enumerate(zip(saved, current, strict=True))]
+    elif isinstance(saved, (list, tuple)) and isinstance(current, (list, tuple)):
+        if current and len(saved) != len(current):
+            return f"{where}{len(saved)} values in place of {len(current)}"
+        pairs = [(old, new, f"{where}{index}: ") for index, (old, new) in enumerate(zip(saved, current, strict=False))]
     else:
         numbers = all(type(value) in (int, float) for value in (saved, current))
         alike = numbers or type(saved) is type(current) or saved is None or current is None
