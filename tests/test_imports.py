@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROW_1 = ("errors", "dist", "hyp", "options", "seed", "boxes", "rundir", "device")
+ROW_1 = ("errors", "dist", "hyp", "options", "seed", "boxes", "rundir", "device", "atomic", "archive")
 ROW_2 = ("optim", "schedule", "ema", "stopping", "checkpoint", "metrics", "loggers", "plots", "lr_finder", "telemetry")
 ROW_2 += ("guard",)
 ENTRY_POINTS = ("train", "detect", "export")
