@@ -50,7 +50,7 @@ def run(width: int = 3, steps: int = 0) -> TrainState:
     """A run with all the components that train.py saves, after some steps."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, width, 3), nn.BatchNorm2d(width))
-    optimizer = build_optimizer(model, Hyp(), 0.05, fused=False)
+    optimizer = build_optimizer(model, Hyp(), 0.01, 0.05, fused=False)
     ema, stopping = ModelEMA(model, 0.9, 5.0), EarlyStopping(3)
     scheduler = LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch))
     state = TrainState(

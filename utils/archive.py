@@ -16,7 +16,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from io import RawIOBase
+from io import BytesIO, RawIOBase
 from typing import IO, Any, BinaryIO
 
 import torch
@@ -263,29 +263,27 @@ class _Reader:
     attributes: list[Any] = field(default_factory=list)  # that dicts were given
 
     def read(self, pickle: bytes) -> Any:
-        for number, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
-            step = getattr(self, f"_{operation.name.lower()}", None)
-            if number >= MAX_OPERATIONS:
-                raise ValueError("its pickle is too long")
+        file, count = BytesIO(pickle), 0
+        while code := file.read(1):
+            operation, count = OPERATIONS.get(code), count + 1
+            if operation is None or count > MAX_OPERATIONS:
+                raise ValueError(f"its pickle does what no checkpoint needs, or too much: operation {count}, {code!r}")
+            argument = operation.arg.reader(file) if operation.arg else None
             if operation.name in LITERALS:
                 self.stack.append(argument)
             elif operation.name in FRESH:
                 self.stack.append(FRESH[operation.name]())
-            elif step is None:
-                raise ValueError(f"its pickle does what no checkpoint needs: {operation.name}")
+            elif operation.name == "STOP":
+                return self.stack.pop()
             elif argument is None:
-                step()
+                getattr(self, f"_{operation.name.lower()}")()
             else:
-                step(argument)
-        (content,) = self.stack
-        return content
+                getattr(self, f"_{operation.name.lower()}")(argument)
+        raise ValueError("its pickle has no end")
 
     def _proto(self, version: int) -> None:
         if version != 2:
             raise ValueError(f"pickle protocol {version}")
-
-    def _stop(self) -> None:
-        self.stack = [self.stack[-1]]
 
     def _mark(self) -> None:
         if len(self.below) > 2 * MAX_DEPTH:
@@ -388,4 +386,12 @@ LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
 FRESH = {
     **{"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple},
     **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
+}
+OPERATIONS = {  # all that is even decoded
+    operation.code.encode("latin-1"): operation
+    for operation in pickletools.opcodes
+    if operation.name in LITERALS
+    or operation.name in FRESH
+    or operation.name == "STOP"
+    or hasattr(_Reader, f"_{operation.name.lower()}")
 }
