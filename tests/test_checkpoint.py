@@ -292,6 +292,18 @@ def test_what_is_no_checkpoint_of_ours(tmp_path: Path, write: Callable[[Path], A
         assert str(error.value).startswith(f"{path}: {message}") and "\n" not in str(error.value)
 
 
+def test_a_folder_that_may_not_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    path = tmp_path / "last.pt"
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"last\.pt: not a sound checkpoint \(.*Permission denied\)"):
+        load_state(path)
+
+
 class Trap:
     """Unpickling it makes a folder."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         Damaged: the file is absent or damaged, or holds what no checkpoint needs.
         UserError: it is not one of ours, of another version, or lacks something.
     """
-    if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a named pipe would wait for ever
         raise Damaged(f"{path}: not a sound checkpoint (not a file)")
     try:
         with path.open("rb") as file:
@@ -141,7 +142,7 @@ def load_state(path: Path) -> dict[str, Any]:
         content = load_checkpoint(path)
     except Damaged as error:
         previous = _previous(path)
-        if not previous.exists():
+        if not os.path.exists(previous):
             raise
         print(f"warning: {error}; taking {previous}", file=sys.stderr)
         content = load_checkpoint(previous)
