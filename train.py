@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from utils import signals
+
+if __name__ == "__main__":
+    signals.catch()  # before the slow imports: a signal that comes while they run is answered too
+
+# isort: split
+import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,8 +33,10 @@ from utils import dist
 from utils.checkpoint import TrainState, load_state, save_model, save_state
 from utils.device import Precision, select_device
 from utils.ema import ModelEMA
-from utils.errors import TrainingDiverged, UserError, run_cli
+from utils.errors import Stopped, TrainingDiverged, UserError, run_cli
+from utils.fingerprint import check_same_run, fingerprint
 from utils.hyp import Hyp, hyp_table, load_hyp
+from utils.keeper import Keeper
 from utils.loggers import Logger, Progress, build_loggers
 from utils.metrics import fitness
 from utils.optim import (
@@ -41,7 +49,7 @@ from utils.optim import (
 )
 from utils.options import TrainOptions, parse
 from utils.plots import plot_images, plot_labels, plot_lr, plot_results
-from utils.rundir import RunDir, new_run, resolve_resume
+from utils.rundir import RunDir, RunLock, new_run, resolve_resume
 from utils.schedule import LearningRate, LRCurve, describe_curve, lr_curve
 from utils.stopping import EarlyStopping
 from val import DetectSettings, Evaluation, evaluate, load_model, print_faults, print_scores, save_pictures
@@ -49,6 +57,7 @@ from val import DetectSettings, Evaluation, evaluate, load_model, print_faults, 
 MAX_IMGSZ = 640  # largest image size that is chosen unasked
 # What may differ when a run goes on: nothing of it changes the weights.
 FREE_ON_RESUME = {"resume", "device", "workers", "cache", "noplots", "download", "project", "nosave", "save_period"}
+FREE_ON_RESUME |= {"save_minutes", "force"}
 
 
 @dataclass
@@ -68,6 +77,7 @@ class Training:
     resize: Callable[[Batch, int, int], Batch]
     state: TrainState
     stopping: EarlyStopping
+    keeper: Keeper = field(init=False)
 
 
 @dataclass
@@ -89,6 +99,7 @@ class Output:
     run: RunDir
     description: dict[str, Any]
     loggers: list[Logger] = field(default_factory=list)
+    lock: RunLock | None = None
 
 
 def parse_opt(argv: list[str] | None = None) -> TrainOptions:
@@ -97,14 +108,15 @@ def parse_opt(argv: list[str] | None = None) -> TrainOptions:
 
 
 def train_one_epoch(training: Training, progress: Progress) -> None:
-    """Train from the state's batch to the end of its epoch, and leave the state at the start of the next.
+    """Train from the state's batch to the end of its epoch.
 
     The whole of training: batch → predictions → loss → gradients → optimizer step at the lr of `lr_curve` → EMA.
     """
     state, scaler = training.state, training.precision.scaler
     training.model.train()
     hold(training.frozen)
-    for number, batch in enumerate(training.loader.epoch(state.epoch, state.batch), state.batch):
+    batches = training.keeper.watch(training.loader.epoch(state.epoch, state.batch))
+    for number, batch in enumerate(batches, state.batch):
         batch = training.resize(batch.to(training.precision.device), state.epoch, number)
         with training.precision.autocast():
             predictions = training.model(batch.images)
@@ -119,10 +131,16 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
             scaler.update()
             training.optimizer.zero_grad(set_to_none=True)
             state.step, state.batch = state.step + 1, number + 1
+            training.keeper.after_step()
         parts = dict(zip(("box", "cls", "dfl"), loss.parts, strict=True))
         progress.update({**parts, "lr": training.optimizer.param_groups[0]["lr"]}, len(batch))
+
+
+def end_epoch(training: Training) -> None:
+    """Leave the state at the start of the next epoch. It is whole before and after, and not saved in between."""
+    state = training.state
     training.lr.end_epoch()
-    state.epoch, state.batch = state.epoch + 1, 0
+    state.epoch, state.batch, state.means = state.epoch + 1, 0, {}
 
 
 def add_loss(state: TrainState, parts: Tensor, images: int) -> None:
@@ -132,16 +150,16 @@ def add_loss(state: TrainState, parts: Tensor, images: int) -> None:
 
 
 def take_losses(state: TrainState) -> dict[str, float]:
-    """Return the epoch's mean losses over all processes, and start the sums anew.
+    """Return the epoch's mean losses over all processes.
 
     Raises:
         TrainingDiverged: they are not finite.
     """
-    total = dist.mean(state.means.pop("loss"))
+    total = dist.mean(state.means["loss"].clone())
     box, cls, dfl = (total[:3] / total[3]).tolist()
     if not torch.isfinite(total).all():
         raise TrainingDiverged(
-            f"epoch {state.epoch}: the training loss is not finite (box {box:g}, cls {cls:g}, dfl {dfl:g}); the "
+            f"epoch {state.epoch + 1}: the training loss is not finite (box {box:g}, cls {cls:g}, dfl {dfl:g}); the "
             f"checkpoint of the epoch before stands: try a smaller lr0, or --amp off"
         )
     return {"train/box_loss": box, "train/cls_loss": cls, "train/dfl_loss": dfl}
@@ -150,8 +168,9 @@ def take_losses(state: TrainState) -> dict[str, float]:
 def fit(training: Training, data: Data, output: Output, options: TrainOptions, hyp: Hyp) -> None:
     """Train epoch by epoch: train, evaluate, log, save, until the last epoch or for want of a better one."""
     state, settings = training.state, DetectSettings(nms=options.nms)
-    while state.epoch < options.epochs:
-        epoch, start = state.epoch, time.perf_counter()
+    stop = dist.from_main(training.stopping.should_stop(state.epoch - 1))  # a run that was ended after its last save
+    while state.epoch < options.epochs and not stop:
+        epoch = state.epoch
         with Progress(
             len(data.train_loader),
             f"epoch {epoch + 1}/{options.epochs}",
@@ -160,14 +179,15 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
             enabled=dist.is_main(),
         ) as progress:
             train_one_epoch(training, progress)
-        state.seconds += time.perf_counter() - start
         row: dict[str, Any] = {"time": state.seconds, **take_losses(state)}
-        better, last = False, state.epoch == options.epochs
-        if dist.is_main() and should_evaluate(options, state.epoch):
-            evaluation = evaluate_ema(training, data, settings)
+        better, last = False, epoch + 1 == options.epochs
+        if dist.is_main() and should_evaluate(options, epoch + 1):
+            with signals.interruptible():
+                evaluation = evaluate_ema(training, data, settings)
             row |= evaluation.row()
             better = training.stopping.update(epoch, fitness(row, hyp.fitness))
             print(score_line(evaluation, better), flush=True)
+        end_epoch(training)
         row |= {f"lr/{name}": value for name, value in training.lr.current().items()}
         stop = dist.from_main(training.stopping.should_stop(epoch))
         if dist.is_main():
@@ -177,7 +197,6 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
         if stop and not last:
             best = training.stopping.best_epoch + 1
             say(f"stopped: no better {hyp.fitness} for {options.patience} epochs (best: epoch {best})")
-            break
 
 
 def should_evaluate(options: TrainOptions, epochs_done: int) -> bool:
@@ -212,7 +231,7 @@ def save(training: Training, output: Output, options: TrainOptions, better: bool
         shipped = {**output.description, "epoch": state.epoch, "fitness": training.stopping.best_fitness}
         save_model(weights / "best.pt", training.ema.module.state_dict(), shipped)
     if last or not options.nosave:
-        save_state(weights / "last.pt", state, output.description)
+        training.keeper.save()
     if options.save_period > 0 and state.epoch % options.save_period == 0:
         save_state(weights / f"epoch{state.epoch}.pt", state, output.description)
 
@@ -364,7 +383,7 @@ def resume_options(options: TrainOptions) -> tuple[TrainOptions, Hyp, dict[str, 
                 f"{flag} {getattr(options, name)}: this run has {getattr(saved, name)}, and a resumed run is the same "
                 f"run; leave {flag} out, or start a new one from it: --weights {path}"
             )
-    given = {name: getattr(options, name) for name in options.explicit & FREE_ON_RESUME - {"project"}}
+    given = {name: getattr(options, name) for name in options.explicit & FREE_ON_RESUME - {"project", "force"}}
     progress = content["state"]["progress"]
     if progress["epoch"] >= saved.epochs:
         raise UserError(
@@ -375,8 +394,13 @@ def resume_options(options: TrainOptions) -> tuple[TrainOptions, Hyp, dict[str, 
     return replace(saved, **given, explicit=explicit), Hyp.from_dict(content["hyp"]), content, path.parents[1]
 
 
-def open_output(options: TrainOptions, hyp: Hyp, data: Data, training: Training, folder: Path | None) -> Output | None:
-    """Make the run folder with `opt.yaml` and `hyp.yaml`, or open that of a resumed run; None on other ranks."""
+def open_output(
+    options: TrainOptions, hyp: Hyp, data: Data, training: Training, folder: Path | None, lock: RunLock | None
+) -> Output | None:
+    """Make the run folder with `opt.yaml`, `hyp.yaml` and `fingerprint.yaml`, or open that of a resumed run.
+
+    None on other ranks. `lock` is that of a resumed run's folder.
+    """
     if not dist.is_main():
         return None
     description = {
@@ -387,12 +411,39 @@ def open_output(options: TrainOptions, hyp: Hyp, data: Data, training: Training,
         "single_cls": options.single_cls,
         "hyp": hyp.to_dict(),
         "options": options.to_dict(),
+        "fingerprint": run_fingerprint(data, training),
     }
     run = RunDir(folder) if folder else new_run(options.project, options.name, options.exist_ok)
+    lock = lock or RunLock(run.path)
     if folder is None:
         run.write_yaml("opt.yaml", options.to_dict())
         run.write_text("hyp.yaml", hyp.to_yaml())
-    return Output(run, description, build_loggers(run.path, after_epoch=training.state.epoch))
+    run.write_yaml("fingerprint.yaml", description["fingerprint"], "What the weights depend on beside the options.")
+    return Output(run, description, build_loggers(run.path, after_epoch=training.state.epoch), lock)
+
+
+def run_fingerprint(data: Data, training: Training) -> dict[str, Any]:
+    read = {"train": data.train.digest, "val": data.val.digest, "imgsz": data.imgsz}
+    return fingerprint(read, training.precision.device, dist.world_size())
+
+
+def build_keeper(training: Training, output: Output | None, options: TrainOptions, resumed: bool) -> Keeper:
+    """Build what decides when the state is saved; in a process that is not the main one it writes nothing."""
+
+    def write() -> None:
+        if output is not None:
+            save_state(output.run.weights / "last.pt", training.state, output.description)
+
+    keeper = Keeper(
+        training.state,
+        write,
+        minutes=0 if options.nosave else options.save_minutes,
+        resume=f"python train.py --resume {output.run.path}" if output is not None else "",
+        buffers=training.model.buffers() if training.accumulate > 1 else (),
+    )
+    if resumed:
+        keeper.on_disk()
+    return keeper
 
 
 def draw_start(run: RunDir, data: Data, curve: LRCurve) -> None:
@@ -408,6 +459,15 @@ def draw_start(run: RunDir, data: Data, curve: LRCurve) -> None:
 
 
 def finish(training: Training, data: Data, output: Output, options: TrainOptions) -> None:
+    """Report on the run; training is complete, so a signal here leaves nothing to resume."""
+    try:
+        signals.check()
+        report(training, data, output, options)
+    except Stopped as stopped:
+        say(f"{stopped} when training was complete, without the last pictures; results in {output.run.path}")
+
+
+def report(training: Training, data: Data, output: Output, options: TrainOptions) -> None:
     """Score the best epoch's weights once more, print the table, draw the pictures, say where everything is."""
     best = output.run.weights / "best.pt"
     if best.exists():
@@ -431,26 +491,32 @@ def main(argv: list[str] | None = None) -> None:
     if options.help_hyp:
         print(hyp_table())
         return
-    content, folder = None, None
+    content, folder, lock = None, None, None
     if options.resume is None:
         hyp = load_hyp(options.hyp, options.hyp_overrides())
     else:
-        options, hyp, content, folder = resume_options(options)
+        path, force = resolve_resume(options.resume, options.project), options.force
+        lock = RunLock(path.parents[1]) if dist.is_main() else None  # before the state is read
+        options, hyp, content, folder = resume_options(replace(options, resume=str(path)))
     device = select_device(options.device, dist.local_rank(), dist.local_world_size())
     dist.start(device)
     data = build_data(options, hyp)
     training, curve = build_training(options, hyp, data, Precision(device, options.amp))
     if content is not None:
+        for text in check_same_run(content.get("fingerprint"), run_fingerprint(data, training), folder, force):
+            say(f"warning: {text}")
         training.state.load_state_dict(content["state"])
-        say(f"resuming     {folder} after epoch {training.state.epoch}")
-    output = open_output(options, hyp, data, training, folder)
-    if dist.is_main() and not options.noplots and content is None:
-        draw_start(output.run, data, curve)
-    fit(training, data, output, options, hyp)
-    if dist.is_main():
-        finish(training, data, output, options)
-    data.train_loader.close()
-    data.val_loader.close()
+        batch = f" and {training.state.batch} batches" if training.state.batch else ""
+        say(f"resuming     {folder} after epoch {training.state.epoch}{batch}")
+    output = open_output(options, hyp, data, training, folder, lock)
+    training.keeper = build_keeper(training, output, options, content is not None)
+    with contextlib.closing(data.train_loader), contextlib.closing(data.val_loader):
+        if dist.is_main() and not options.noplots and content is None:
+            draw_start(output.run, data, curve)
+        with training.keeper:
+            fit(training, data, output, options, hyp)
+        if dist.is_main():
+            finish(training, data, output, options)
     dist.stop()
 
 

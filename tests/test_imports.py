@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROW_1 = ("errors", "dist", "hyp", "options", "seed", "boxes", "rundir", "device")
-ROW_2 = ("optim", "schedule", "ema", "stopping", "checkpoint", "metrics", "loggers", "plots")
+ROW_1 = ("errors", "dist", "hyp", "options", "seed", "boxes", "rundir", "device", "signals", "fingerprint")
+ROW_2 = ("optim", "schedule", "ema", "stopping", "keeper", "checkpoint", "metrics", "loggers", "plots")
 ENTRY_POINTS = ("train", "detect", "export")
 OWN = {"train", "val", "detect", "export", "models", "data", "utils"}
 THIRD_PARTY = {
@@ -22,6 +22,7 @@ NETWORK = {"urllib", "socket", "http", "ssl", "ftplib", "requests", "httpx", "ai
 # What only one file may do: the full name of a module, or of something in one -> that file.
 RESERVED = {
     **{"matplotlib": "utils/plots.py", "torch.save": "utils/checkpoint.py", "torch.load": "utils/checkpoint.py"},
+    **{"signal": "utils/signals.py", "fcntl": "utils/rundir.py"},
     **dict.fromkeys(NETWORK, "data/download.py"),
 }
 PROCESS_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}

@@ -156,6 +156,8 @@ class LearningRate:
             set_momentum(group, self.warmup.momentum_at(self.settings.momentum, step))
 
     def end_epoch(self) -> None:
+        # Not only `apply` knows it: a run may go on from after the epoch's last step.
+        self._applied = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         self.scheduler.step()
 
     def current(self) -> dict[str, float]:
