@@ -152,7 +152,9 @@ class Loader:
         if self._torch_loader is None:
             yield from (self._source.load(keys) for keys in self._plan)
             return
-        for batch in self._torch_loader:
+        with signals.deferred():  # workers that are half started could not be ended by `close`
+            batches = iter(self._torch_loader)
+        for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
             yield batch

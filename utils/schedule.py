@@ -7,6 +7,7 @@ by in an epoch; warm-up is a pure function of the iteration on top.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -156,9 +157,11 @@ class LearningRate:
             set_momentum(group, self.warmup.momentum_at(self.settings.momentum, step))
 
     def end_epoch(self) -> None:
-        # Not only `apply` knows it: a run may go on from after the epoch's last step.
+        # A run may go on from after its epoch's last step: this process then called no `apply`, and took no step.
         self._applied = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-        self.scheduler.step()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.scheduler.step()
 
     def current(self) -> dict[str, float]:
         """The lr of each group that the last optimizer step used (after an epoch the optimizer has the next one's)."""

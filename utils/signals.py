@@ -71,6 +71,19 @@ def interruptible() -> Iterator[None]:
         _Stop.at_once = before and not _Stop.signal
 
 
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Raise for a signal that comes now only at the end: what runs inside is short and must not be left half done."""
+    before = _Stop.at_once
+    hold()
+    try:
+        yield
+    finally:
+        _Stop.at_once = before
+    if before:
+        check()
+
+
 def leave_to_parent() -> None:
     """Ignore the signals that stop a run: for its worker processes, which the run ends itself once it has saved."""
     for number in STOPPING:
