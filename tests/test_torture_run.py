@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import multiprocessing
 import os
+import pty
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from utils.errors import EXIT_STOPPED, EXIT_USAGE
 from utils.loggers import CsvLogger
 
 pytestmark = pytest.mark.torture
+ROOT = Path(__file__).resolve().parents[1]
 
 # accumulation -> batch size and nominal batch: 4 steps an epoch of one batch each, or 3 of 3, 3 and 2 batches
 SHAPES = {1: ("4", 4), 3: ("2", 6)}
@@ -218,3 +223,119 @@ def test_a_signal_after_the_last_save_leaves_a_complete_run(data, tmp_path, refe
     trial = harness.run(command(data, tmp_path, "SGD", 3, "closing"), tmp_path / "log", hit)
     assert trial.words[-1] == "0" and "when training was complete" in trial.output()
     assert harness.outcome(tmp_path / "exp") == expected
+
+
+def test_a_live_process_keeps_others_out_and_a_dead_one_does_not(data, tmp_path, references):
+    _, expected = reference(references, data, tmp_path, "SGD", 3, "closing")
+    argv = [*command(data, tmp_path, "SGD", 3, "closing"), "--save-minutes", "0.0000001", "--exist-ok"]
+    folder, resume = tmp_path / "exp", ["--resume", str(tmp_path / "exp")]
+    block = harness.after_steps(lambda wire, count: wire.block() if count == 2 else None)
+    first = harness.start([*argv, "--workers", "2"], tmp_path / "first.log", block)
+    first.expect("waiting")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for second in (argv, resume):
+        trial = harness.run(second, tmp_path / "second.log")
+        assert trial.words[-1] == str(EXIT_USAGE)
+        line = f"error: {folder}: process {first.pid} is training in it; wait for its end"
+        assert trial.output().splitlines()[-1] == line
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    first.send(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert first.family() != []  # its workers have not noticed yet, and hold nothing
+    trial = harness.run(resume, tmp_path / "third.log")
+    assert trial.words[-1] == "0", trial.output()
+    assert harness.outcome(folder) == expected
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_another(data, tmp_path, references):
+    case = ("Adam", 1, "mosaic")
+    boundaries, expected = reference(references, data, tmp_path, *case)
+    trial = harness.run(command(data, tmp_path / "again", *case), tmp_path / "log", harness.report_steps)
+    assert {place(word): word.split()[-1] for word in trial.words[:-1]} == boundaries
+    assert harness.outcome(tmp_path / "again" / "exp") == expected
+    harness.run([*command(data, tmp_path / "other", *case), "--seed", "1"], tmp_path / "log")
+    assert harness.outcome(tmp_path / "other" / "exp")["state"] != expected["state"]
+
+
+def test_other_data_is_refused_unless_forced(tmp_path):
+    data = harness.make_data(tmp_path / "data")
+    argv, folder, log = command(data, tmp_path), tmp_path / "exp", tmp_path / "log"
+    assert harness.run(argv, log, harness.stop_after(2)).words[-1] == str(EXIT_STOPPED)
+    label = data.parent / "labels" / "train" / "00.txt"
+    label.write_text(label.read_text().replace("0 0.", "1 0."))
+    threads = at_call(train, "build_data", 1, lambda _: torch.set_num_threads(2))
+    trial = harness.run(["--resume", str(folder)], log, threads)
+    assert trial.words[-1] == str(EXIT_USAGE)
+    (line,) = [line for line in trial.output().splitlines() if line.startswith("error")]
+    assert "data/train was" in line and "device/threads was 1, is 2" in line and "data/val" not in line
+    trial = harness.run(["--resume", str(folder), "--force"], log)
+    assert trial.words[-1] == "0" and "warning: data/train was" in trial.output()
+    assert len(harness.rows(folder)) == harness.EPOCHS
+
+
+def test_two_hundred_epochs_leave_memory_and_handles_flat(data, tmp_path):
+    def report(wire: harness.Wire) -> None:
+        original = train.save
+
+        def save(*args: Any) -> None:
+            original(*args)
+            workers = [process.pid for process in multiprocessing.active_children()]
+            own = proc_status("self")
+            resident = own["VmRSS"] + sum(proc_status(pid)["VmRSS"] for pid in workers)
+            handles = len(os.listdir("/proc/self/fd"))
+            wire.say("at", resident, own["RssShmem"], handles, own["Threads"], len(workers))
+
+        train.save = save
+
+    flags = ("--epochs", "200", "--workers", "1", "--patience", "0")
+    trial = harness.run(command(data, tmp_path, "SGD", 1, "mosaic", *flags), tmp_path / "log", report)
+    assert trial.words.pop() == "0", trial.output()
+    facts = [[int(word) for word in words.split()[1:]] for words in trial.words]
+    assert len(facts) == 200 and facts[-1][-1] == 2
+    growth = [max(column) - column[0] for column in zip(*facts[9:], strict=True)]
+    assert growth[0] < 6144 and growth[1] < 512, f"kilobytes, resident and shared: {growth}"
+    assert growth[2:] == [0, 0, 0], f"handles, threads, processes: {growth}"
+
+
+def proc_status(pid: int | str) -> dict[str, int]:
+    """The numbers of /proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    words = [(line.partition(":")[0], line.split()[1]) for line in lines if len(line.split()) > 1]
+    return {name: int(word) for name, word in words if word.isdecimal()}
+
+
+def on_terminal(argv: list[str], until: bytes) -> tuple[int, int]:
+    """Start train.py on a terminal of its own and wait for the output to hold `until`: (process, terminal)."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "train.py", *argv])
+    seen = b""
+    while until not in seen:
+        seen += os.read(terminal, 4096)
+    return pid, terminal
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_on_a_terminal(data, tmp_path, closed):
+    """Ctrl-C prints how to go on; a terminal that is closed is no reason to lose anything."""
+    argv = command(data, tmp_path, "SGD", 1, "mosaic", "--epochs", "100", "--workers", "1")
+    argv[argv.index("yolo-t")] = "yolo-n"
+    pid, terminal = on_terminal(argv, b"mAP50-95")
+    begin, seen = time.monotonic(), b""
+    if closed:
+        os.close(terminal)
+    else:
+        os.write(terminal, b"\x03")
+        with contextlib.suppress(OSError):  # how the end of a terminal reads
+            while data := os.read(terminal, 4096):
+                seen += data
+        os.close(terminal)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert time.monotonic() - begin < 5
+    assert code == EXIT_STOPPED, seen.decode()
+    assert harness.last_state(tmp_path / "exp")["progress"]["epoch"] >= 1
+    if not closed:
+        line = f"stopped by SIGINT, the state is saved; go on with: python train.py --resume {tmp_path / 'exp'}"
+        assert seen.decode().splitlines()[-1] == line
+        assert b"Traceback" not in seen

@@ -60,7 +60,8 @@ class RunLock:
     """Keeps a second process out of a run folder for as long as this object, or this process, lives.
 
     The kernel holds the lock and takes it back when the process ends, however it ends; the file that stays means
-    nothing. It is a record lock, which worker processes do not inherit: those of a killed run keep nobody out.
+    nothing. It is a record lock, which worker processes do not inherit: those of a killed run keep nobody out. (A
+    process that itself opens and closes the file once more gives such a lock up.)
     """
 
     def __init__(self, folder: Path) -> None:
