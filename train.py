@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from utils import signals
+
+if __name__ == "__main__":
+    signals.catch()  # before the slow imports: a signal that comes while they run is answered too
+
+# isort: split
+import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
@@ -28,9 +34,11 @@ from utils import dist
 from utils.checkpoint import TrainState, load_state, save_model, save_state
 from utils.device import Precision, select_device
 from utils.ema import ModelEMA
-from utils.errors import TrainingDiverged, UserError, run_cli
+from utils.errors import Stopped, TrainingDiverged, UserError, run_cli
+from utils.fingerprint import check_same_run, fingerprint
 from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only
-from utils.hyp import Hyp, hyp_table, load_hyp
+from utils.hyp import Hyp, hyp_table
+from utils.keeper import Keeper
 from utils.loggers import Logger, Progress, build_loggers
 from utils.lr_finder import describe, range_test, suggest, write_csv
 from utils.metrics import fitness
@@ -46,39 +54,14 @@ from utils.optim import (
 )
 from utils.options import TrainOptions, parse
 from utils.plots import plot_images, plot_labels, plot_lr, plot_lr_find, plot_results
-from utils.rundir import RunDir, new_run, resolve_resume
-from utils.schedule import (
-    Course,
-    CustomFactor,
-    LearningRate,
-    LRCurve,
-    Schedule,
-    describe_curve,
-    describe_jump,
-    group_rates,
-    load_custom,
-    lr_curve,
-)
+from utils.resume import Origin, go_on, start_anew
+from utils.rundir import RunDir, RunLock, new_run, resolve_resume
+from utils.schedule import LearningRate, LRCurve, Schedule, describe_curve, group_rates, lr_curve
 from utils.stopping import EarlyStopping
 from utils.telemetry import Telemetry
 from val import DetectSettings, Evaluation, evaluate, load_model, print_faults, print_scores, save_pictures
 
 MAX_IMGSZ = 640  # largest image size that is chosen unasked
-# What may differ when a run goes on: nothing of it changes the weights.
-FREE_ON_RESUME = {"resume", "device", "workers", "cache", "noplots", "download", "project", "nosave", "save_period"}
-FREE_ON_RESUME |= {"plan", "extend", "on_divergence"}
-FREE_ON_EXTEND = {"epochs", "patience"}
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a run starts from: hyper-parameters and a course, and for one that goes on its saved state and folder."""
-
-    hyp: Hyp
-    course: Course
-    custom: CustomFactor | None = None
-    content: dict[str, Any] | None = None
-    folder: Path | None = None
 
 
 @dataclass
@@ -100,6 +83,7 @@ class Training:
     telemetry: Telemetry
     state: TrainState
     stopping: EarlyStopping
+    keeper: Keeper = field(init=False)
 
 
 @dataclass
@@ -121,6 +105,7 @@ class Output:
     run: RunDir
     description: dict[str, Any]
     loggers: list[Logger] = field(default_factory=list)
+    lock: RunLock | None = None
 
 
 def parse_opt(argv: list[str] | None = None) -> TrainOptions:
@@ -129,7 +114,7 @@ def parse_opt(argv: list[str] | None = None) -> TrainOptions:
 
 
 def train_one_epoch(training: Training, progress: Progress) -> None:
-    """Train from the state's batch to the end of its epoch, and leave the state at the start of the next.
+    """Train from the state's batch to the end of its epoch.
 
     The whole of training: batch → predictions → loss → gradients → optimizer step at the lr of `lr_curve` → EMA.
     """
@@ -137,17 +122,24 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
     training.model.train()
     hold(training.frozen)
     training.guard.begin()
-    for number, batch in enumerate(training.loader.epoch(state.epoch, state.batch), state.batch):
+    batches = training.keeper.watch(training.loader.epoch(state.epoch, state.batch))
+    for number, batch in enumerate(batches, state.batch):
         loss = backward(training, batch, number)
         if (number + 1) % training.accumulate == 0 or number + 1 == len(training.loader):
             training.lr.apply(state.step)
             update(training)
             state.step, state.batch = state.step + 1, number + 1
+            training.keeper.after_step()
         parts = dict(zip(("box", "cls", "dfl"), loss.parts, strict=True))
         progress.update({**parts, "lr": training.optimizer.param_groups[0]["lr"]}, len(batch))
     training.guard.end_epoch(state.means, state.epoch)
+
+
+def end_epoch(training: Training) -> None:
+    """Leave the state at the start of the next epoch. It is whole before and after, and not saved in between."""
+    state = training.state
     training.lr.end_epoch()
-    state.epoch, state.batch = state.epoch + 1, 0
+    state.epoch, state.batch, state.means = state.epoch + 1, 0, {}
 
 
 def backward(training: Training, batch: Batch, number: int) -> LossTerms:
@@ -175,16 +167,16 @@ def update(training: Training) -> None:
 
 
 def take_losses(state: TrainState) -> dict[str, float]:
-    """Return the epoch's mean losses over all processes, and start the sums anew.
+    """Return the epoch's mean losses over all processes.
 
     Raises:
         TrainingDiverged: they are not finite.
     """
-    total = dist.mean(state.means.pop("loss"))
+    total = dist.mean(state.means["loss"].clone())
     box, cls, dfl = (total[:3] / total[3]).tolist()
     if not torch.isfinite(total).all():
         raise TrainingDiverged(
-            f"epoch {state.epoch}: the training loss is not finite (box {box:g}, cls {cls:g}, dfl {dfl:g}); the "
+            f"epoch {state.epoch + 1}: the training loss is not finite (box {box:g}, cls {cls:g}, dfl {dfl:g}); the "
             f"checkpoint of the epoch before stands: try a smaller lr0, or --amp off"
         )
     return {"train/box_loss": box, "train/cls_loss": cls, "train/dfl_loss": dfl}
@@ -194,8 +186,9 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
     """Train epoch by epoch: train, evaluate, log, save, until the last epoch or for want of a better one."""
     state, settings = training.state, DetectSettings(nms=options.nms)
     recovery = build_recovery(training, output, options)
-    while state.epoch < options.epochs:
-        epoch, start = state.epoch, time.perf_counter()
+    stop = dist.from_main(training.stopping.should_stop(state.epoch - 1))  # a run that was ended after its last save
+    while state.epoch < options.epochs and not stop:
+        epoch = state.epoch
         recovery.keep(at_start=state.batch == 0)
         with Progress(
             len(data.train_loader),
@@ -209,14 +202,15 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
             except TrainingDiverged as error:
                 recovery.recover(error)
                 continue
-        state.seconds += time.perf_counter() - start
         row: dict[str, Any] = {"time": state.seconds, **take_losses(state), **training.telemetry.take(state.means)}
-        better, last = False, state.epoch == options.epochs
-        if dist.is_main() and should_evaluate(options, state.epoch):
-            evaluation = evaluate_ema(training, data, settings)
+        better, last = False, epoch + 1 == options.epochs
+        if dist.is_main() and should_evaluate(options, epoch + 1):
+            with signals.interruptible():
+                evaluation = evaluate_ema(training, data, settings)
             row |= evaluation.row()
             better = training.stopping.update(epoch, fitness(row, hyp.fitness))
             print(score_line(evaluation, better), flush=True)
+        end_epoch(training)
         row |= {f"lr/{name}": value for name, value in training.lr.current().items()}
         stop = dist.from_main(training.stopping.should_stop(epoch))
         if dist.is_main():
@@ -226,7 +220,6 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
         if stop and not last:
             best = training.stopping.best_epoch + 1
             say(f"stopped: no better {hyp.fitness} for {options.patience} epochs (best: epoch {best})")
-            break
 
 
 def build_recovery(training: Training, output: Output | None, options: TrainOptions) -> Recovery:
@@ -278,7 +271,7 @@ def save(training: Training, output: Output, options: TrainOptions, better: bool
         shipped = {**output.description, "epoch": state.epoch, "fitness": training.stopping.best_fitness}
         save_model(weights / "best.pt", training.ema.module.state_dict(), shipped)
     if last or not options.nosave:
-        save_state(weights / "last.pt", state, output.description)
+        training.keeper.save()
     if options.save_period > 0 and state.epoch % options.save_period == 0:
         save_state(weights / f"epoch{state.epoch}.pt", state, output.description)
 
@@ -417,98 +410,13 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def custom_factor(options: TrainOptions, saved: dict[str, Any] | None = None) -> CustomFactor | None:
-    """Import the user's schedule, if the command line names one; on resume it must be the same, to the source.
+def open_output(
+    options: TrainOptions, origin: Origin, data: Data, training: Training, lock: RunLock | None
+) -> Output | None:
+    """Make the run folder with `opt.yaml`, `hyp.yaml` and `fingerprint.yaml`, or open that of a resumed run.
 
-    Raises:
-        UserError: the run has a schedule of the user's, and the command line doesn't name it, or its source changed.
+    None on other ranks. `lock` is that of a resumed run's folder.
     """
-    spec, known = options.schedule, saved["options"]["schedule"] if saved else ""
-    if ":" in known and spec != known:
-        raise UserError(
-            f"this run's schedule is code of yours; a checkpoint names no code to run: add --schedule {known}"
-        )
-    custom = load_custom(spec) if ":" in spec else None
-    if custom and saved and custom.sha256 != saved["schedule_sha256"]:
-        raise UserError(
-            f"--schedule {spec}: its source is not what this run began with, and a resumed run is the same run"
-        )
-    return custom
-
-
-def start_anew(options: TrainOptions) -> Origin:
-    """Return what a new run starts from."""
-    hyp = load_hyp(options.hyp, list(options.set), options.hyp_flags())
-    return Origin(hyp, Course(options.epochs), custom_factor(options))
-
-
-def go_on(options: TrainOptions) -> tuple[TrainOptions, Origin]:
-    """Return the options of the run to go on with, and what it starts from; `--extend` makes its course longer.
-
-    What the command line says anew is taken where it cannot change the weights.
-
-    Raises:
-        UserError: no such run, one that is over, or a flag that would make it another run.
-    """
-    path = resolve_resume(options.resume, options.project)
-    content = load_state(path)
-    saved = TrainOptions.from_dict(content["options"], source=str(path))
-    free = FREE_ON_RESUME | (FREE_ON_EXTEND if options.extend else set())
-    custom = custom_factor(options, content)
-    hyp, course = Hyp.from_dict(content["hyp"]), Course.from_dict(content["course"])
-    over = is_over(content, saved)
-    for name in sorted(options.explicit - free):
-        if getattr(options, name) != getattr(saved, name) and not (over and name == "epochs"):
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(
-                f"{flag} {getattr(options, name)}: this run has {getattr(saved, name)}, and a resumed run is the same "
-                f"run; leave {flag} out, or start a new one from it: --weights {path}"
-            )
-    done = content["state"]["progress"]["epoch"]
-    if bool(over) != bool(options.extend) or (options.extend and options.epochs <= done):
-        raise UserError(how_to_go_on(options, hyp, course, custom, path, done, over))
-    if options.extend:
-        course = course.extend(done, options.epochs, options.extend)
-    given = {name: getattr(options, name) for name in options.explicit & free - {"project"}}
-    options = replace(replace(saved, extend=""), **given, explicit=saved.explicit | {"cfg"})
-    return options, Origin(hyp, course, custom, content, path.parents[1])
-
-
-def is_over(content: dict[str, Any], saved: TrainOptions) -> str:
-    """Say why a saved run has nothing left to do; an empty text where it has."""
-    stopping = EarlyStopping(saved.patience)
-    stopping.load_state_dict(content["state"]["components"]["stopping"])
-    done = content["state"]["progress"]["epoch"]
-    if done >= saved.epochs:
-        return f"this run has trained all of its {saved.epochs} epochs"
-    stopped = content["state"]["progress"]["batch"] == 0 and done > 0 and stopping.should_stop(done - 1)
-    return f"this run stopped early, after epoch {done} of {saved.epochs}" if stopped else ""
-
-
-def how_to_go_on(
-    options: TrainOptions, hyp: Hyp, course: Course, custom: CustomFactor | None, path: Path, done: int, over: str
-) -> str:
-    """Say what resuming, extending and fine-tuning would each do to this run, with numbers."""
-    if not over:
-        return (
-            f"--extend {options.extend}: this run is at epoch {done} of {course.epochs}; --resume finishes it, "
-            f"then it can be extended"
-        )
-    epochs = options.epochs if "epochs" in options.explicit and options.epochs > done else done + max(done // 2, 1)
-    before, run = Schedule(hyp, course, 1, custom), path.parents[1]
-    lines = [
-        f"{path}: {over}, so there is nothing to resume. To go on with it, extend it, for example to {epochs} epochs:"
-    ]
-    for mode, words in (("replan", "the same schedule over the new length"), ("tail", "stay at the last lr")):
-        jump = describe_jump(before, Schedule(hyp, course.extend(done, epochs, mode), 1, custom), done, hyp.lr0)
-        lines.append(f"  --resume {run} --epochs {epochs} --extend {mode:<6}  {words}: {jump}")
-    best = path.with_name("best.pt")
-    lines.append(f"  --weights {best}  is fine-tuning: a new run from its best weights, with a schedule from lr0 on")
-    return "\n".join(lines)
-
-
-def open_output(options: TrainOptions, origin: Origin, data: Data, training: Training) -> Output | None:
-    """Make the run folder with `opt.yaml` and `hyp.yaml`, or open that of a resumed run; None on other ranks."""
     if not dist.is_main():
         return None
     description = {
@@ -521,12 +429,39 @@ def open_output(options: TrainOptions, origin: Origin, data: Data, training: Tra
         "options": options.to_dict(),
         "course": origin.course.to_dict(),
         "schedule_sha256": origin.custom.sha256 if origin.custom else "",
+        "fingerprint": run_fingerprint(data, training),
     }
     run = RunDir(origin.folder) if origin.folder else new_run(options.project, options.name, options.exist_ok)
+    lock = lock or RunLock(run.path)
     if origin.folder is None or options.extend:
         run.write_yaml("opt.yaml", options.to_dict())
         run.write_text("hyp.yaml", origin.hyp.to_yaml())
-    return Output(run, description, build_loggers(run.path, after_epoch=training.state.epoch))
+    run.write_yaml("fingerprint.yaml", description["fingerprint"], "What the weights depend on beside the options.")
+    return Output(run, description, build_loggers(run.path, after_epoch=training.state.epoch), lock)
+
+
+def run_fingerprint(data: Data, training: Training) -> dict[str, Any]:
+    read = {"train": data.train.digest, "val": data.val.digest, "imgsz": data.imgsz}
+    return fingerprint(read, training.precision.device, dist.world_size())
+
+
+def build_keeper(training: Training, output: Output | None, options: TrainOptions, resumed: bool) -> Keeper:
+    """Build what decides when the state is saved; in a process that is not the main one it writes nothing."""
+
+    def write() -> None:
+        if output is not None:
+            save_state(output.run.weights / "last.pt", training.state, output.description)
+
+    keeper = Keeper(
+        training.state,
+        write,
+        minutes=0 if options.nosave else options.save_minutes,
+        resume=f"python train.py --resume {output.run.path}" if output is not None else "",
+        buffers=training.model.buffers() if training.accumulate > 1 else (),
+    )
+    if resumed:
+        keeper.on_disk()
+    return keeper
 
 
 def draw_start(run: RunDir, data: Data) -> None:
@@ -540,6 +475,15 @@ def draw_start(run: RunDir, data: Data) -> None:
 
 
 def finish(training: Training, data: Data, output: Output, options: TrainOptions) -> None:
+    """Report on the run; training is complete, so a signal here leaves nothing to resume."""
+    try:
+        signals.check()
+        report(training, data, output, options)
+    except Stopped as stopped:
+        say(f"{stopped} when training was complete, without the last pictures; results in {output.run.path}")
+
+
+def report(training: Training, data: Data, output: Output, options: TrainOptions) -> None:
     """Score the best epoch's weights once more, print the table, draw the pictures, say where everything is."""
     best = output.run.weights / "best.pt"
     if best.exists():
@@ -557,20 +501,23 @@ def finish(training: Training, data: Data, output: Output, options: TrainOptions
     print(f"{training.state.seconds:.0f} s of training; results in {output.run.path}")
 
 
-def restore(training: Training, options: TrainOptions, origin: Origin) -> None:
+def restore(training: Training, data: Data, options: TrainOptions, origin: Origin) -> None:
     """Load the saved state of a run that goes on, and say which run that is."""
     if origin.content is None:
         return
-    state = training.state
+    now, state = run_fingerprint(data, training), training.state
+    for text in check_same_run(origin.content.get("fingerprint"), now, origin.folder, origin.force):
+        say(f"warning: {text}")
     state.load_state_dict(origin.content["state"])
-    if options.extend:
-        hyp, now, before = origin.hyp, origin.course, Course(origin.course.first, origin.course.extensions[:-1])
-        training.stopping.restart(state.epoch)
-        jump = describe_jump(Schedule(hyp, before, 1, origin.custom), training.lr.schedule, state.epoch, hyp.lr0)
-        say(f"extending    {origin.folder} from {state.epoch} to {now.epochs} epochs ({options.extend}): {jump}")
-    else:
-        say(f"resuming     {origin.folder} after epoch {state.epoch}")
     training.lr.refresh()
+    if options.extend:
+        training.stopping.restart(state.epoch)
+        jump = origin.jump(origin.before, origin.course, state.epoch)
+        epochs = f"from {state.epoch} to {origin.course.epochs} epochs"
+        say(f"extending    {origin.folder} {epochs} ({options.extend}): {jump}")
+    else:
+        batch = f" and {state.batch} batches" if state.batch else ""
+        say(f"resuming     {origin.folder} after epoch {state.epoch}{batch}")
 
 
 def draw_plan(options: TrainOptions, training: Training, curve: LRCurve) -> None:
@@ -625,34 +572,40 @@ def main(argv: list[str] | None = None) -> None:
     if options.help_hyp:
         print(hyp_table())
         return
+    lock = None
     if options.resume is None:
         origin = start_anew(options)
     else:
-        options, origin = go_on(options)
+        path = resolve_resume(options.resume, options.project)
+        lock = RunLock(path.parents[1]) if dist.is_main() else None  # before the state is read
+        options, origin = go_on(replace(options, resume=str(path)), path)
     device = select_device(options.device, dist.local_rank(), dist.local_world_size())
     dist.start(device)
     data = build_data(options, origin)
     training, curve = build_training(options, origin, data, Precision(device, options.amp))
-    restore(training, options, origin)
-    if options.plan:
-        draw_plan(options, training, curve)
-    elif options.lr_find:
-        find_lr(training, data, options, origin.hyp)
-    else:
-        run(training, curve, data, options, origin)
-    data.train_loader.close()
-    data.val_loader.close()
+    restore(training, data, options, origin)
+    with contextlib.closing(data.train_loader), contextlib.closing(data.val_loader):
+        if options.plan:
+            draw_plan(options, training, curve)
+        elif options.lr_find:
+            find_lr(training, data, options, origin.hyp)
+        else:
+            run(training, curve, data, options, origin, lock)
     dist.stop()
 
 
-def run(training: Training, curve: LRCurve, data: Data, options: TrainOptions, origin: Origin) -> None:
+def run(
+    training: Training, curve: LRCurve, data: Data, options: TrainOptions, origin: Origin, lock: RunLock | None
+) -> None:
     """Train, and write the run folder."""
-    output = open_output(options, origin, data, training)
+    output = open_output(options, origin, data, training, lock)
+    training.keeper = build_keeper(training, output, options, origin.content is not None and not options.extend)
     if dist.is_main() and not options.noplots:
         plot_lr(curve, output.run.path / "lr.png", training.state.step)
         if origin.content is None:
             draw_start(output.run, data)
-    fit(training, data, output, options, origin.hyp)
+    with training.keeper:
+        fit(training, data, output, options, origin.hyp)
     if dist.is_main():
         finish(training, data, output, options)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.dataset import DetectionDataset, Sample, SampleKey
+from utils import signals
 from utils.errors import UserError
 from utils.seed import rng
 
@@ -152,13 +152,17 @@ class Loader:
         if self._torch_loader is None:
             yield from (self._source.load(keys) for keys in self._plan)
             return
-        for batch in self._torch_loader:
+        with signals.deferred():  # workers that are half started could not be ended by `close`
+            batches = iter(self._torch_loader)
+        for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
 
     def close(self) -> None:
-        """End the workers. A loader that is closed still loads, in this process."""
+        """End the workers, at once whatever they do. A loader that is closed still loads, in this process."""
+        iterator = getattr(self._torch_loader, "_iterator", None)
+        signals.kill(getattr(iterator, "_workers", ()))  # torch itself would wait for each to end its batch
         self._torch_loader = None
 
     def _start(self, pin_memory: bool) -> DataLoader[Batch]:
@@ -206,5 +210,4 @@ def _init_worker(_: int) -> None:
     torch.set_num_threads(1)
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C and `timeout` signal the whole process group of the trainer
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_DFL)  # a forked worker has the trainer's handlers
+    signals.leave_to_parent()  # schedulers signal every process of a job

@@ -16,7 +16,7 @@ ALL = (TrainOptions, ValOptions, DetectOptions)
 TRAIN_FLAGS = """--weights --cfg --data --hyp --epochs --batch-size --batch --imgsz --img --img-size --linear-lr
     --cos-lr --optimizer --adam --resume --device --workers --cache --rect --multi-scale --single-cls --label-smoothing
     --patience --freeze --save-period --val-period --noval --nosave --noplots --sync-bn --seed --amp --project --name
-    --exist-ok --set --download --nms --help-hyp"""
+    --exist-ok --set --download --nms --help-hyp --save-minutes --force"""
 VAL_FLAGS = """--weights --data --batch-size --imgsz --conf-thres --iou-thres --max-det --task --device --single-cls
     --verbose --save-txt --save-conf --save-json --nms --amp --workers --project --name --exist-ok --noplots"""
 DETECT_FLAGS = """--weights --source --imgsz --conf-thres --iou-thres --max-det --device --save-txt --save-conf

@@ -1,8 +1,10 @@
-"""utils/rundir.py: numbering of run folders, and which run `--resume` means."""
+"""utils/rundir.py: numbering of run folders, which run `--resume` means, and who is kept out of one."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import pytest
 import yaml
 
 from utils.errors import UserError
-from utils.rundir import RunDir, new_run, newest_run, resolve_resume
+from utils.rundir import RunDir, RunLock, new_run, newest_run, resolve_resume
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def saved(project: Path, name: str, time: int) -> Path:
@@ -122,3 +126,27 @@ def test_a_run_that_is_not_there(tmp_path: Path) -> None:
     RunDir(tmp_path / "empty")
     with pytest.raises(UserError, match="saved no state"):
         resolve_resume("empty", tmp_path)
+
+
+def test_a_locked_run_folder_refuses_another_process_until_its_owner_is_gone(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys, time\nfrom utils.rundir import RunLock\n"
+        "lock = RunLock(pathlib.Path(sys.argv[1]))\nprint('locked', flush=True)\ntime.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT) as owner:
+        assert owner.stdout.readline() == b"locked\n"
+        with pytest.raises(UserError) as caught:
+            RunLock(tmp_path)
+        assert str(caught.value) == f"{tmp_path}: process {owner.pid} is training in it; wait for its end"
+        owner.kill()
+        owner.wait()
+    lock = RunLock(tmp_path)  # the file is still there
+    second = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert f"process {os.getpid()} is training in it" in second.stderr
+    del lock
+    RunLock(tmp_path).close()
+
+
+def test_a_lock_that_cannot_be_made_is_the_users_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent/\.lock: cannot be written: No such file"):
+        RunLock(tmp_path / "absent")

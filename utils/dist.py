@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -70,6 +71,21 @@ def mean(values: torch.Tensor) -> torch.Tensor:
         torch_dist.all_reduce(values)
         values /= world_size()
     return values
+
+
+def any_process(value: bool) -> bool:
+    """Return whether `value` is true in any process. Goes over the CPU's network: no device is waited for."""
+    if world_size() == 1:
+        return value
+    flag = torch.tensor([int(value)])
+    torch_dist.all_reduce(flag, torch_dist.ReduceOp.MAX, group=_cpu_group())
+    return bool(flag.item())
+
+
+@functools.cache
+def _cpu_group() -> torch_dist.ProcessGroup | None:
+    """The group of all processes that speaks of tensors in memory; all of them call this at the same moment."""
+    return None if torch_dist.get_backend() == "gloo" else torch_dist.new_group(backend="gloo")
 
 
 def barrier() -> None:

@@ -21,6 +21,17 @@ class TrainingDiverged(UserError):
     exit_code = EXIT_DIVERGED
 
 
+class Stopped(SystemExit):
+    """A signal asked the run to end; its words are for the user. Exit 75.
+
+    No `except Exception` holds it up, and where nobody prints it, it ends the program quietly with its code.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code = EXIT_STOPPED
+
+
 def suggest(word: str, choices: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the choice spelled nearest to `word`, or an empty string."""
     near = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1, cutoff=0.6)
@@ -28,9 +39,15 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run an entry point; a `UserError` becomes its message on stderr and its exit code, without a traceback."""
+    """Run an entry point; a `UserError` becomes its message on stderr and its exit code, without a traceback.
+
+    So does `Stopped`.
+    """
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(EXIT_STOPPED)

@@ -166,8 +166,12 @@ class TrainOptions(_Options):
     name: str = _flag("exp", "the run's folder; a number is added where it exists", "run folder", metavar="NAME")
     exist_ok: bool = _flag(False, "write into the folder even if it exists", "run folder")
     save_period: int = _flag(0, "keep a checkpoint every N epochs; 0 = only last and best", "run folder", low=-1)
+    save_minutes: float = _flag(
+        5.0, "save the state every so many minutes of an epoch too; 0 = only at its end", "run folder", low=0
+    )
     nosave: bool = _flag(False, "save the last checkpoint only", "run folder")
     noplots: bool = _flag(False, "draw no pictures", "run folder")
+    force: bool = _flag(False, "resume even where it would not be the same run", "run folder")
 
     device: str = _flag("", "cpu, 0, 0,1 or mps", "machine", shown="the first CUDA device, else the CPU")
     workers: int = _flag(-1, "processes that load data, each device", "machine", low=-1, high=1024, shown="by CPUs")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +14,13 @@ import yaml
 
 from utils.errors import UserError, suggest
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
 LAST = Path("weights") / "last.pt"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,45 @@ class RunDir:
             temporary.unlink(missing_ok=True)
             raise UserError(f"{target}: cannot be written: {error.strerror}") from None
         return target
+
+
+class RunLock:
+    """Keeps a second process out of a run folder for as long as this object, or this process, lives.
+
+    The kernel holds the lock and takes it back when the process ends, however it ends; the file that stays means
+    nothing. It is a record lock, which worker processes do not inherit: those of a killed run keep nobody out. (A
+    process that itself opens and closes the file once more gives such a lock up.)
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `UserError` where a live process has the folder, or it can't be written to."""
+        self.path = folder / LOCK
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
+        try:
+            if fcntl is not None:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                owner = os.read(self._descriptor, 20).decode(errors="replace").strip()
+                self.close()
+                raise UserError(f"{folder}: process {owner or 'unknown'} is training in it; wait for its end") from None
+            # else a file system that has no locks: there is nothing to hold on to
+        with contextlib.suppress(OSError):  # only words for the other's message
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, f"{os.getpid()}\n".encode())
+
+    def close(self) -> None:
+        """Let others in."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            self.close()
 
 
 def new_run(project: str | Path, name: str = "exp", exist_ok: bool = False) -> RunDir:

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import math
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -359,7 +360,11 @@ class LearningRate:
             set_momentum(group, momentum)
 
     def end_epoch(self) -> None:
-        self.scheduler.step()
+        # A run may go on from after its epoch's last step: this process then called no `apply`, and took no step.
+        self._applied = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.scheduler.step()
 
     def refresh(self) -> None:
         """Compute the coming epoch's lr anew: an extension changes the formula, and a saved lr is by the old one."""

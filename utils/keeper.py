@@ -1,0 +1,118 @@
+"""When the state of a run is saved: every few minutes, at the end of an epoch, and when a signal ends the run."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from utils import dist, signals
+from utils.errors import Stopped
+
+T = TypeVar("T")
+
+
+class Progressing(Protocol):
+    """What is needed of a run's state."""
+
+    epoch: int
+    batch: int
+    seconds: float
+    means: dict[str, Tensor]
+
+
+class Keeper:
+    """Decides when a run's state is saved, always as it is at an optimizer step's boundary.
+
+    Inside `with keeper:` a signal does not break off a step, an evaluation's bookkeeping or a save. It raises `Stopped`
+    while the run waits for data, after a batch, or in what `signals.interruptible()` encloses; the state is then put
+    back to the last boundary, saved, and `Stopped` goes on with a line on how to resume. Several processes stop
+    together, after the same optimizer step.
+    """
+
+    def __init__(
+        self, state: Progressing, write: Callable[[], None], *, minutes: float, resume: str, buffers: Iterable[Tensor]
+    ) -> None:
+        """write: saves the state.  minutes: between saves within an epoch, 0 for none.  resume: the command to go on.
+
+        buffers: what batches change between two boundaries beside `state.means`, the statistics of batch norm; none
+        where every batch is a step.
+        """
+        self.state, self._write, self._resume = state, write, resume
+        self._interval = minutes * 60 if minutes > 0 else math.inf
+        self._buffers = list(buffers)
+        self._kept = [buffer.clone() for buffer in self._buffers]
+        self._means: dict[str, Tensor] = {}
+        self._saved: tuple[int, int] | None = None
+        self._since = self._last_save = time.perf_counter()
+
+    def __enter__(self) -> Keeper:
+        signals.hold()
+        self._last_save = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Stopped):
+            self._rewind()
+            if self._saved != self._place():
+                self.save()
+            raise Stopped(f"{error}, the state is saved; go on with: {self._resume}") from None
+        signals.allow()
+
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield an epoch's batches from the state's on; a stop need not wait for the next one."""
+        self._mark()
+        self._since = time.perf_counter()
+        # Processes that wait for each other's gradients stop after the same step or wait forever.
+        waiting = signals.interruptible if dist.world_size() == 1 else contextlib.nullcontext
+        iterator = iter(batches)
+        while True:
+            with waiting():
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
+
+    def after_step(self) -> None:
+        """An optimizer step is done and counted in the state: save if it is time, stop if all are to stop."""
+        now = time.perf_counter()
+        self.state.seconds += now - self._since
+        self._since = now
+        self._mark()
+        if dist.any_process(signals.requested()):
+            signals.check()
+            raise Stopped("stopped with another process")
+        if now - self._last_save >= self._interval:
+            self.save()
+
+    def save(self) -> None:
+        """Save the state now; it must be at a boundary."""
+        self._write()
+        self._saved, self._last_save = self._place(), time.perf_counter()
+
+    def on_disk(self) -> None:
+        """Say that the state as it is was read from the disk, so that there is nothing to save yet."""
+        self._saved = self._place()
+
+    def _place(self) -> tuple[int, int]:
+        return self.state.epoch, self.state.batch
+
+    def _mark(self) -> None:
+        """Remember what the batches until the next boundary will change."""
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
+            self._means = {name: value.clone() for name, value in self.state.means.items()}
+
+    def _rewind(self) -> None:
+        """Take back the batches since the last boundary: they come again when the run goes on."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._kept)
+            self.state.means = dict(self._means)

@@ -1,0 +1,124 @@
+"""Signals: the only place that handles them. One asks a run to stop; the run ends where its state is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import threading
+from collections.abc import Iterable, Iterator
+from multiprocessing.process import BaseProcess
+
+from utils.errors import Stopped
+
+# A scheduler's notice, Ctrl-C, a closed terminal, and what Slurm's `--signal=USR1` sends. SIGQUIT (Ctrl-\) stays as it
+# is: it ends the process at once.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+
+
+class _Stop:
+    """The process's one request to stop. `at_once`: the handler itself may raise `Stopped`."""
+
+    signal = ""
+    at_once = False
+    process = 0
+
+
+def catch() -> None:
+    """From now on a signal raises `Stopped`: at once, or where a held section lets it. Call in the main thread.
+
+    What was ignored when the program started (by `nohup`, or in the background of a script) stays ignored. Only the
+    first signal does something: the run is ending already when the second comes.
+    """
+    _Stop.signal, _Stop.at_once, _Stop.process = "", True, os.getpid()
+    for number in STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _note)
+
+
+def requested() -> bool:
+    """Has a signal asked this process to stop?"""
+    return bool(_Stop.signal)
+
+
+def check() -> None:
+    """Raise `Stopped` if a signal asked for it."""
+    if _Stop.signal:
+        _Stop.at_once = False
+        raise Stopped(f"stopped by {_Stop.signal}")
+
+
+def hold() -> None:
+    """From now on a signal is only noted, until `allow` or within `interruptible`."""
+    _Stop.at_once = False
+
+
+def allow() -> None:
+    """End what `hold` began; nothing is raised for a signal that came in between: see `check`."""
+    _Stop.at_once = _Stop.process == os.getpid() and not _Stop.signal
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise `Stopped` here for a signal that came before or comes now: what runs inside leaves nothing half done."""
+    before = _Stop.at_once
+    try:
+        allow()
+        check()
+        yield
+    finally:
+        _Stop.at_once = before and not _Stop.signal
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Raise for a signal that comes now only at the end: what runs inside is short and must not be left half done."""
+    before = _Stop.at_once
+    hold()
+    try:
+        yield
+    finally:
+        _Stop.at_once = before
+    if before:
+        check()
+
+
+def leave_to_parent() -> None:
+    """Ignore the signals that stop a run: for its worker processes, which the run ends itself once it has saved."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def kill(processes: Iterable[BaseProcess]) -> None:
+    """End child processes that have nothing to lose, whatever they do, and wait for their end."""
+    # Torch would take the death of a worker for an accident and raise in this thread.
+    watched = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    watcher = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if watched else None
+    try:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join(timeout=2)  # one that waits for a dead disk dies when the disk answers
+    finally:
+        if watcher is not None:
+            signal.signal(signal.SIGCHLD, watcher)
+
+
+def _note(number: int, _frame: object) -> None:
+    if _Stop.process != os.getpid():  # a forked process that has not yet set its own handlers
+        return
+    if number == getattr(signal, "SIGHUP", None):
+        _leave_terminal()
+    _Stop.signal = _Stop.signal or signal.Signals(number).name
+    if _Stop.at_once:
+        check()
+
+
+def _leave_terminal() -> None:
+    """Send what is printed on a terminal that is gone to nowhere: writing to it would be an error before the save."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), descriptor)
