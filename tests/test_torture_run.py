@@ -257,6 +257,26 @@ def test_the_same_seed_is_the_same_run_and_another_is_another(data, tmp_path, re
     assert harness.outcome(tmp_path / "other" / "exp")["state"] != expected["state"]
 
 
+def test_the_state_names_all_that_a_run_is(data, tmp_path):
+    harness.run(command(data, tmp_path), tmp_path / "log", harness.stop_after(1))
+    components = harness.last_state(tmp_path / "exp")["components"]
+    assert set(components) == {"model", "ema", "optimizer", "scheduler", "scaler", "stopping"}
+
+
+def test_a_run_that_ended_for_want_of_a_better_epoch_stays_ended(data, tmp_path):
+    """Killed after its last save, before its last word."""
+    argv = [*command(data, tmp_path), "--patience", "1"]
+    still = ["lr0=1e-12", "warmup_bias_lr=0", "warmup_epochs=0"]  # no epoch is better than the first
+    argv, log = [word for word in argv if not word.startswith("warmup_epochs")], tmp_path / "log"
+    at = argv.index("--set") + 1
+    trial = harness.run([*argv[:at], *still, *argv[at:]], log, at_call(train, "save", 2, kill, after=True))
+    assert trial.words[-1] == str(-signal.SIGKILL), trial.output()
+    before = harness.outcome(tmp_path / "exp")
+    assert len(before["rows"]) == 2
+    assert harness.run(["--resume", str(tmp_path / "exp")], log).words[-1] == "0"
+    assert harness.outcome(tmp_path / "exp") == before
+
+
 def test_other_data_is_refused_unless_forced(tmp_path):
     data = harness.make_data(tmp_path / "data")
     argv, folder, log = command(data, tmp_path), tmp_path / "exp", tmp_path / "log"
