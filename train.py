@@ -11,8 +11,9 @@ if __name__ == "__main__":
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +27,41 @@ from data.dataset import DetectionDataset
 from data.index import Index, build_index
 from data.loader import Batch, Loader, multi_scale_size, resize_batch
 from models.build import build_model
-from models.loss import DetectionLoss
+from models.loss import DetectionLoss, LossTerms
 from models.transfer import freeze, hold
-from models.yolo import MAX_STRIDE, YOLO, count_parameters
+from models.yolo import MAX_STRIDE, count_parameters
 from utils import dist
 from utils.checkpoint import TrainState, load_state, save_model, save_state
 from utils.device import Precision, select_device
 from utils.ema import ModelEMA
 from utils.errors import Stopped, TrainingDiverged, UserError, run_cli
 from utils.fingerprint import check_same_run, fingerprint
-from utils.hyp import Hyp, hyp_table, load_hyp
+from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only
+from utils.hyp import Hyp, hyp_table
 from utils.keeper import Keeper
 from utils.loggers import Logger, Progress, build_loggers
+from utils.lr_finder import describe, range_test, suggest, write_csv
 from utils.metrics import fitness
 from utils.optim import (
+    ADAM_BETA2,
     NamedOptimizerState,
     accumulation,
     build_optimizer,
     clip_gradients,
     describe_groups,
+    scaled_lr,
     scaled_weight_decay,
 )
 from utils.options import TrainOptions, parse
-from utils.plots import plot_images, plot_labels, plot_lr, plot_results
+from utils.plots import plot_images, plot_labels, plot_lr, plot_lr_find, plot_results
+from utils.resume import Origin, go_on, start_anew
 from utils.rundir import RunDir, RunLock, new_run, resolve_resume
-from utils.schedule import LearningRate, LRCurve, describe_curve, lr_curve
+from utils.schedule import LearningRate, LRCurve, Schedule, describe_curve, group_rates, lr_curve
 from utils.stopping import EarlyStopping
+from utils.telemetry import Telemetry
 from val import DetectSettings, Evaluation, evaluate, load_model, print_faults, print_scores, save_pictures
 
 MAX_IMGSZ = 640  # largest image size that is chosen unasked
-# What may differ when a run goes on: nothing of it changes the weights.
-FREE_ON_RESUME = {"resume", "device", "workers", "cache", "noplots", "download", "project", "nosave", "save_period"}
-FREE_ON_RESUME |= {"save_minutes", "force"}
 
 
 @dataclass
@@ -75,6 +79,8 @@ class Training:
     precision: Precision
     loader: Loader
     resize: Callable[[Batch, int, int], Batch]
+    guard: StepGuard
+    telemetry: Telemetry
     state: TrainState
     stopping: EarlyStopping
     keeper: Keeper = field(init=False)
@@ -112,28 +118,21 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
 
     The whole of training: batch → predictions → loss → gradients → optimizer step at the lr of `lr_curve` → EMA.
     """
-    state, scaler = training.state, training.precision.scaler
+    state = training.state
     training.model.train()
     hold(training.frozen)
+    training.guard.begin()
     batches = training.keeper.watch(training.loader.epoch(state.epoch, state.batch))
     for number, batch in enumerate(batches, state.batch):
-        batch = training.resize(batch.to(training.precision.device), state.epoch, number)
-        with training.precision.autocast():
-            predictions = training.model(batch.images)
-        loss = training.criterion(predictions, batch.boxes, batch.classes)
-        scaler.scale(loss.total * dist.world_size()).backward()
-        add_loss(state, loss.parts, len(batch))
+        loss = backward(training, batch, number)
         if (number + 1) % training.accumulate == 0 or number + 1 == len(training.loader):
             training.lr.apply(state.step)
-            scaler.unscale_(training.optimizer)
-            clip_gradients(training.optimizer, training.clip_grad_norm)
-            scaler.step(training.optimizer)  # the EMA follows by the optimizer's hook: a skipped step updates nothing
-            scaler.update()
-            training.optimizer.zero_grad(set_to_none=True)
+            update(training)
             state.step, state.batch = state.step + 1, number + 1
             training.keeper.after_step()
         parts = dict(zip(("box", "cls", "dfl"), loss.parts, strict=True))
         progress.update({**parts, "lr": training.optimizer.param_groups[0]["lr"]}, len(batch))
+    training.guard.end_epoch(state.means, state.epoch)
 
 
 def end_epoch(training: Training) -> None:
@@ -143,10 +142,28 @@ def end_epoch(training: Training) -> None:
     state.epoch, state.batch, state.means = state.epoch + 1, 0, {}
 
 
-def add_loss(state: TrainState, parts: Tensor, images: int) -> None:
-    """Add a batch to the epoch's running sums, on the device: nothing waits for the numbers."""
-    weighted = torch.cat([parts * images, parts.new_tensor([images])])
-    state.means["loss"] = state.means["loss"].to(parts.device) + weighted if "loss" in state.means else weighted
+def backward(training: Training, batch: Batch, number: int) -> LossTerms:
+    """Add a batch's gradients; `number` is its place in the epoch."""
+    precision = training.precision
+    batch = training.resize(batch.to(precision.device), training.state.epoch, number)
+    with precision.autocast():
+        predictions = training.model(batch.images)
+    loss = training.criterion(predictions, batch.boxes, batch.classes)
+    precision.scaler.scale(loss.total * dist.world_size()).backward()
+    training.guard.add(loss.parts, batch.indices)
+    return loss
+
+
+def update(training: Training) -> None:
+    """Take one optimizer step with the gradients that were added, at the lr that its groups have."""
+    state, optimizer, scaler = training.state, training.optimizer, training.precision.scaler
+    scaler.unscale_(optimizer)
+    norm = clip_gradients(optimizer, training.clip_grad_norm)
+    skipped = training.guard.decide(state.means, state.step, norm)
+    with training.telemetry.step(state.means, state.step, norm, skipped):
+        scaler.step(optimizer)  # the EMA follows by the optimizer's hook, unless it was skipped
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def take_losses(state: TrainState) -> dict[str, float]:
@@ -168,9 +185,11 @@ def take_losses(state: TrainState) -> dict[str, float]:
 def fit(training: Training, data: Data, output: Output, options: TrainOptions, hyp: Hyp) -> None:
     """Train epoch by epoch: train, evaluate, log, save, until the last epoch or for want of a better one."""
     state, settings = training.state, DetectSettings(nms=options.nms)
-    stop = dist.from_main(training.stopping.should_stop(state.epoch - 1))  # a run that was ended after its last save
+    recovery = build_recovery(training, output, options)
+    stop = False
     while state.epoch < options.epochs and not stop:
         epoch = state.epoch
+        recovery.keep(at_start=state.batch == 0)
         with Progress(
             len(data.train_loader),
             f"epoch {epoch + 1}/{options.epochs}",
@@ -178,8 +197,12 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
             epochs_to_come=options.epochs - epoch - 1,
             enabled=dist.is_main(),
         ) as progress:
-            train_one_epoch(training, progress)
-        row: dict[str, Any] = {"time": state.seconds, **take_losses(state)}
+            try:
+                train_one_epoch(training, progress)
+            except TrainingDiverged as error:
+                recovery.recover(error)
+                continue
+        row: dict[str, Any] = {"time": state.seconds, **take_losses(state), **training.telemetry.take(state.means)}
         better, last = False, epoch + 1 == options.epochs
         if dist.is_main() and should_evaluate(options, epoch + 1):
             with signals.interruptible():
@@ -192,11 +215,28 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
         stop = dist.from_main(training.stopping.should_stop(epoch))
         if dist.is_main():
             for logger in output.loggers:
-                logger.log(state.epoch, row)
+                logger.log(state.epoch, finite_only(row))
             save(training, output, options, better, last or stop)
         if stop and not last:
             best = training.stopping.best_epoch + 1
             say(f"stopped: no better {hyp.fitness} for {options.patience} epochs (best: epoch {best})")
+
+
+def build_recovery(training: Training, output: Output | None, options: TrainOptions) -> Recovery:
+    """Return what `--on-divergence` asks for."""
+    if options.on_divergence == "stop":
+        return Stop()
+
+    def save_here(path: Path) -> None:
+        if output is not None:
+            save_state(path, training.state, output.description)
+        dist.barrier()
+
+    def load_here(path: Path) -> None:
+        training.state.load_state_dict(load_state(path)["state"])
+
+    path = dist.from_main(output.run.weights / "rollback.pt" if output is not None else None)
+    return Rollback(training.guard, training.lr.scheduler, path, save_here, load_here, say)
 
 
 def should_evaluate(options: TrainOptions, epochs_done: int) -> bool:
@@ -236,7 +276,7 @@ def save(training: Training, output: Output, options: TrainOptions, better: bool
         save_state(weights / f"epoch{state.epoch}.pt", state, output.description)
 
 
-def build_data(options: TrainOptions, hyp: Hyp) -> Data:
+def build_data(options: TrainOptions, origin: Origin) -> Data:
     """Read both splits and build their loaders; says what is wrong with the labels and which image size is used."""
     if options.download and dist.world_size() > 1:
         raise UserError("--download: fetch the data set with a single process first, then train with several")
@@ -244,10 +284,11 @@ def build_data(options: TrainOptions, hyp: Hyp) -> Data:
     train, val = (read_index(config, split) for split in ("train", "val"))
     imgsz = options.imgsz or min(-(-int(train.sizes.max()) // MAX_STRIDE) * MAX_STRIDE, MAX_IMGSZ)
     workers = options.workers if options.workers >= 0 else default_workers(options.device)
-    share: dict[str, Any] = {"seed": options.seed, "epochs": options.epochs, "stride": MAX_STRIDE}
+    share: dict[str, Any] = {"seed": options.seed, "epochs": origin.course.planned, "stride": MAX_STRIDE}
     cache = {"auto": auto_cache([train, val], imgsz), "off": None}.get(options.cache, options.cache)
-    train_set = DetectionDataset(train, imgsz, hyp, augment=True, rect=options.rect, cache=cache, **share)
-    val_set = DetectionDataset(val, imgsz, hyp, augment=False, rect=True, cache=cache, **share)
+    share["cache"] = None if options.plan else cache
+    train_set = DetectionDataset(train, imgsz, origin.hyp, augment=True, rect=options.rect, **share)
+    val_set = DetectionDataset(val, imgsz, origin.hyp, augment=False, rect=True, **share)
     if options.batch_size % dist.world_size():
         raise UserError(f"--batch-size {options.batch_size}: must be a multiple of the {dist.world_size()} processes")
     loader = Loader(
@@ -283,9 +324,10 @@ def default_workers(device: str) -> int:
     return min(8, max(1, cores // dist.world_size())) if on_gpu else 0 if cores <= 4 else 2
 
 
-def build_training(options: TrainOptions, hyp: Hyp, data: Data, precision: Precision) -> tuple[Training, LRCurve]:
+def build_training(options: TrainOptions, origin: Origin, data: Data, precision: Precision) -> tuple[Training, LRCurve]:
     """Build model, optimizer, schedule and state, and say what will be trained and how."""
-    model, origin = build_model(
+    hyp = origin.hyp
+    model, source = build_model(
         options.cfg, options.weights, data.config.names, options.seed, "cfg" in options.explicit
     )
     frozen = freeze(model, options.freeze)
@@ -295,14 +337,19 @@ def build_training(options: TrainOptions, hyp: Hyp, data: Data, precision: Preci
     decay = hyp.weight_decay
     if hyp.scale_weight_decay:
         decay = scaled_weight_decay(decay, effective, hyp.nominal_batch)
-    fused = precision.device.type in ("cpu", "cuda") and not precision.scaler.is_enabled()
-    optimizer = build_optimizer(model, hyp, decay, fused)
-    ema = ModelEMA(model, hyp.ema_decay, hyp.ema_tau)
-    optimizer.register_step_post_hook(lambda *_: ema.update_parameters(model))
+    lr0 = scaled_lr(hyp.lr0, hyp.lr_batch_rule, effective, hyp.nominal_batch)
+    optimizer = build_optimizer(model, hyp, lr0, decay, fused=precision.device.type in ("cpu", "cuda"))
+    ema, guard = ModelEMA(model, hyp.ema_decay, hyp.ema_tau), StepGuard(model, optimizer, data.train.path)
+    optimizer.register_step_post_hook(lambda *_: ema.update_parameters(model, guard.skipped))
     steps = -(-len(data.train_loader) // accumulate)
-    lr = LearningRate(optimizer, hyp, options.epochs, steps)
-    curve = lr_curve(hyp, options.epochs, steps, {group["name"]: hyp.lr0 for group in optimizer.param_groups})
-    describe(model, origin, precision, optimizer, hyp, options, effective, accumulate, curve)
+    schedule, rates = Schedule(hyp, origin.course, steps, origin.custom), group_rates(optimizer, hyp.warmup_bias_lr)
+    lr, curve = LearningRate(optimizer, schedule, rates), lr_curve(schedule, rates, hyp.close_mosaic)
+    say(f"model        {model.config.name}, {count_parameters(model):,} parameters; {source}")
+    say(f"device       {precision.device}, {precision.description}")
+    for line in (*describe_update(hyp, options, effective, lr0, decay), *describe_groups(model, optimizer)):
+        say(line)
+    for line in describe_curve(curve):
+        say(line)
     stopping = EarlyStopping(options.patience)
     parts = {
         "model": model,
@@ -311,6 +358,7 @@ def build_training(options: TrainOptions, hyp: Hyp, data: Data, precision: Preci
         "scheduler": lr.scheduler,
         "scaler": precision.scaler,
         "stopping": stopping,
+        "guard": guard,
     }
     training = Training(
         model=dist.wrap(model, precision.device, options.sync_bn),
@@ -324,6 +372,8 @@ def build_training(options: TrainOptions, hyp: Hyp, data: Data, precision: Preci
         precision=precision,
         loader=data.train_loader,
         resize=multi_scale(options.seed, data.imgsz, hyp.multi_scale),
+        guard=guard,
+        telemetry=Telemetry(optimizer, hyp.clip_grad_norm, steps),
         state=TrainState(parts),
         stopping=stopping,
     )
@@ -339,24 +389,19 @@ def multi_scale(seed: int, imgsz: int, share: float) -> Callable[[Batch, int, in
     )
 
 
-def describe(
-    model: YOLO,
-    origin: str,
-    precision: Precision,
-    optimizer: Optimizer,
-    hyp: Hyp,
-    options: TrainOptions,
-    effective: int,
-    accumulate: int,
-    curve: LRCurve,
-) -> None:
-    """Print what was derived from the options before anything is trained."""
-    say(f"model        {model.config.name}, {count_parameters(model):,} parameters; {origin}")
-    say(f"device       {precision.device}, {precision.description}")
-    say(f"batch        {options.batch_size}, {accumulate} a step: {effective} images an update")
-    say(f"optimizer    {hyp.optimizer}, lr0 {hyp.lr0:g}, schedule {hyp.schedule} down to {hyp.lr0 * hyp.lrf:g}")
-    for line in (*describe_groups(optimizer), *describe_curve(curve)):
-        say(line)
+def describe_update(hyp: Hyp, options: TrainOptions, effective: int, lr0: float, decay: float) -> list[str]:
+    """Say how batches become updates, and everything about them that was derived rather than given."""
+    batches = effective // options.batch_size
+    nominal = f" (nominal_batch {hyp.nominal_batch})" if hyp.nominal_batch else ""
+    lines = [f"batch        {options.batch_size} images, {batches} a step{nominal}: {effective} images an update"]
+    betas = "" if hyp.optimizer == "SGD" else f", betas {hyp.momentum:g} (momentum) and {ADAM_BETA2:g}"
+    ratio = f"{effective}/{hyp.nominal_batch}"
+    how = "" if hyp.lr_batch_rule == "none" else f" = {hyp.lr0:g} scaled by {ratio} ({hyp.lr_batch_rule})"
+    scaled = f" = {hyp.weight_decay:g} x {ratio}" if hyp.scale_weight_decay else ""
+    lines.append(f"optimizer    {hyp.optimizer}{betas}, lr0 {lr0:g}{how}, weight decay {decay:g}{scaled}")
+    named = options.schedule if hyp.schedule == "custom" else hyp.schedule
+    toward = "" if hyp.schedule in ("constant", "custom") else f" down to {lr0 * hyp.lrf:g} (lrf {hyp.lrf:g})"
+    return [*lines, f"schedule     {named}{toward}"]
 
 
 def say(text: str) -> None:
@@ -365,37 +410,8 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def resume_options(options: TrainOptions) -> tuple[TrainOptions, Hyp, dict[str, Any], Path]:
-    """Return the options, hyper-parameters and state of the run to go on with, and its folder.
-
-    What the command line says anew is taken where it cannot change the weights.
-
-    Raises:
-        UserError: no such run, a run that is finished, or a flag that would make it another run.
-    """
-    path = resolve_resume(options.resume, options.project)
-    content = load_state(path)
-    saved = TrainOptions.from_dict(content["options"], source=str(path))
-    for name in sorted(options.explicit - FREE_ON_RESUME):
-        if getattr(options, name) != getattr(saved, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(
-                f"{flag} {getattr(options, name)}: this run has {getattr(saved, name)}, and a resumed run is the same "
-                f"run; leave {flag} out, or start a new one from it: --weights {path}"
-            )
-    given = {name: getattr(options, name) for name in options.explicit & FREE_ON_RESUME - {"project", "force"}}
-    progress = content["state"]["progress"]
-    if progress["epoch"] >= saved.epochs:
-        raise UserError(
-            f"{path}: this run has trained all of its {saved.epochs} epochs; "
-            f"--weights {path.with_name('best.pt')} starts a new one from it"
-        )
-    explicit = saved.explicit | {"cfg"}
-    return replace(saved, **given, explicit=explicit), Hyp.from_dict(content["hyp"]), content, path.parents[1]
-
-
 def open_output(
-    options: TrainOptions, hyp: Hyp, data: Data, training: Training, folder: Path | None, lock: RunLock | None
+    options: TrainOptions, origin: Origin, data: Data, training: Training, lock: RunLock | None
 ) -> Output | None:
     """Make the run folder with `opt.yaml`, `hyp.yaml` and `fingerprint.yaml`, or open that of a resumed run.
 
@@ -409,15 +425,17 @@ def open_output(
         "imgsz": data.imgsz,
         "data": str(data.config.file.resolve()),
         "single_cls": options.single_cls,
-        "hyp": hyp.to_dict(),
+        "hyp": origin.hyp.to_dict(),
         "options": options.to_dict(),
+        "course": origin.course.to_dict(),
+        "schedule_sha256": origin.custom.sha256 if origin.custom else "",
         "fingerprint": run_fingerprint(data, training),
     }
-    run = RunDir(folder) if folder else new_run(options.project, options.name, options.exist_ok)
+    run = RunDir(origin.folder) if origin.folder else new_run(options.project, options.name, options.exist_ok)
     lock = lock or RunLock(run.path)
-    if folder is None:
+    if origin.folder is None or options.extend:
         run.write_yaml("opt.yaml", options.to_dict())
-        run.write_text("hyp.yaml", hyp.to_yaml())
+        run.write_text("hyp.yaml", origin.hyp.to_yaml())
     run.write_yaml("fingerprint.yaml", description["fingerprint"], "What the weights depend on beside the options.")
     return Output(run, description, build_loggers(run.path, after_epoch=training.state.epoch), lock)
 
@@ -446,11 +464,9 @@ def build_keeper(training: Training, output: Output | None, options: TrainOption
     return keeper
 
 
-def draw_start(run: RunDir, data: Data, curve: LRCurve) -> None:
-    """Draw what is known before training: the lr, the labels, and the first three batches as the model sees them."""
-    names = data.config.names
-    plot_lr(curve, run.path / "lr.png")
-    train = data.train
+def draw_start(run: RunDir, data: Data) -> None:
+    """Draw what is known before training: the labels, and the first three batches as the model sees them."""
+    names, train = data.config.names, data.train
     plot_labels(train.classes, train.boxes, train.sizes, train.offsets, names, run.path / "labels.png")
     for number, batch in zip(range(3), data.train_loader.epoch(0), strict=False):
         boxes = [b[c >= 0].numpy() for b, c in zip(batch.boxes, batch.classes, strict=True)]
@@ -485,39 +501,113 @@ def report(training: Training, data: Data, output: Output, options: TrainOptions
     print(f"{training.state.seconds:.0f} s of training; results in {output.run.path}")
 
 
+def restore(training: Training, data: Data, options: TrainOptions, origin: Origin) -> None:
+    """Load the saved state of a run that goes on, and say which run that is."""
+    if origin.content is None:
+        return
+    now, state = run_fingerprint(data, training), training.state
+    for text in check_same_run(origin.content.get("fingerprint"), now, origin.folder, origin.force):
+        say(f"warning: {text}")
+    state.load_state_dict(origin.content["state"])
+    training.lr.refresh()
+    if options.extend:
+        training.stopping.restart(state.epoch)
+        jump = origin.jump(origin.before, origin.course, state.epoch)
+        epochs = f"from {state.epoch} to {origin.course.epochs} epochs"
+        say(f"extending    {origin.folder} {epochs} ({options.extend}): {jump}")
+    else:
+        batch = f" and {state.batch} batches" if state.batch else ""
+        say(f"resuming     {origin.folder} after epoch {state.epoch}{batch}")
+
+
+def draw_plan(options: TrainOptions, training: Training, curve: LRCurve) -> None:
+    """Draw the lr of the whole run into a folder of its own, the same for every plan."""
+    folder = side_folder(options, "plan")
+    plot_lr(curve, folder / "lr.png", training.state.step)
+    say(f"plan         drawn in {folder / 'lr.png'}; nothing was trained")
+
+
+def find_lr(training: Training, data: Data, options: TrainOptions, hyp: Hyp) -> None:
+    """Run the range test with the very objects of training, and write and say what it found."""
+    batches = endless(data.train_loader)
+    training.model.train()
+    hold(training.frozen)
+    training.guard.begin()
+
+    def step(_: int) -> Tensor:
+        losses = [
+            backward(training, batch, number).parts.sum() for number, batch in islice(batches, training.accumulate)
+        ]
+        update(training)
+        return dist.mean(torch.stack(losses).mean())
+
+    bounds = (options.lr_find_from, options.lr_find_to, options.lr_find_steps)
+    result = range_test(training.optimizer, step, *bounds, lr0=hyp.lr0)
+    suggestion, folder = suggest(result), side_folder(options, "lr_find")
+    for line in describe(result, suggestion):
+        say(line)
+    if dist.is_main():
+        write_csv(result, folder / "lr_find.csv")
+        curves = (result.lr, result.loss, result.smoothed)
+        plot_lr_find(*curves, suggestion.marks, suggestion.recommended, folder / "lr_find.png")
+    say(f"lr find      results in {folder}; nothing else was written, and no run begun")
+
+
+def endless(loader: Loader) -> Iterator[tuple[int, Batch]]:
+    """Yield (place in its epoch, batch), epoch after epoch."""
+    for epoch in count():
+        yield from enumerate(loader.epoch(epoch))
+
+
+def side_folder(options: TrainOptions, name: str) -> Path:
+    """Return the folder of something that is no run, the same each time unless the user names one."""
+    folder = Path(options.project) / (options.name if "name" in options.explicit else name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def main(argv: list[str] | None = None) -> None:
     """Wire a run together and train it."""
     options = parse_opt(argv)
     if options.help_hyp:
         print(hyp_table())
         return
-    content, folder, lock = None, None, None
+    lock = None
     if options.resume is None:
-        hyp = load_hyp(options.hyp, options.hyp_overrides())
+        origin = start_anew(options)
     else:
-        path, force = resolve_resume(options.resume, options.project), options.force
+        path = resolve_resume(options.resume, options.project)
         lock = RunLock(path.parents[1]) if dist.is_main() else None  # before the state is read
-        options, hyp, content, folder = resume_options(replace(options, resume=str(path)))
+        options, origin = go_on(replace(options, resume=str(path)), path)
     device = select_device(options.device, dist.local_rank(), dist.local_world_size())
     dist.start(device)
-    data = build_data(options, hyp)
-    training, curve = build_training(options, hyp, data, Precision(device, options.amp))
-    if content is not None:
-        for text in check_same_run(content.get("fingerprint"), run_fingerprint(data, training), folder, force):
-            say(f"warning: {text}")
-        training.state.load_state_dict(content["state"])
-        batch = f" and {training.state.batch} batches" if training.state.batch else ""
-        say(f"resuming     {folder} after epoch {training.state.epoch}{batch}")
-    output = open_output(options, hyp, data, training, folder, lock)
-    training.keeper = build_keeper(training, output, options, content is not None)
+    data = build_data(options, origin)
+    training, curve = build_training(options, origin, data, Precision(device, options.amp))
+    restore(training, data, options, origin)
     with contextlib.closing(data.train_loader), contextlib.closing(data.val_loader):
-        if dist.is_main() and not options.noplots and content is None:
-            draw_start(output.run, data, curve)
-        with training.keeper:
-            fit(training, data, output, options, hyp)
-        if dist.is_main():
-            finish(training, data, output, options)
+        if options.plan:
+            draw_plan(options, training, curve)
+        elif options.lr_find:
+            find_lr(training, data, options, origin.hyp)
+        else:
+            run(training, curve, data, options, origin, lock)
     dist.stop()
+
+
+def run(
+    training: Training, curve: LRCurve, data: Data, options: TrainOptions, origin: Origin, lock: RunLock | None
+) -> None:
+    """Train, and write the run folder."""
+    output = open_output(options, origin, data, training, lock)
+    training.keeper = build_keeper(training, output, options, origin.content is not None and not options.extend)
+    if dist.is_main() and not options.noplots:
+        plot_lr(curve, output.run.path / "lr.png", training.state.step)
+        if origin.content is None:
+            draw_start(output.run, data)
+    with training.keeper:
+        fit(training, data, output, options, origin.hyp)
+    if dist.is_main():
+        finish(training, data, output, options)
 
 
 if __name__ == "__main__":

@@ -133,10 +133,17 @@ def _array(x: Tensor) -> np.ndarray:
 
 
 def load_model(path: str, device: torch.device) -> tuple[YOLO, dict]:
-    """Build the model of a checkpoint with its averaged weights, in eval mode; return it and the whole checkpoint."""
+    """Build the model of a checkpoint with its averaged weights, in eval mode; return it and the whole checkpoint.
+
+    Raises:
+        UserError: no sound checkpoint, or one whose weights are of another model than it says.
+    """
     content = load_checkpoint(Path(path))
-    model = YOLO(ModelConfig(**content["model"]))
-    model.load_state_dict(model_weights(content))
+    model = YOLO(ModelConfig.from_dict(content["model"], path))
+    try:
+        model.load_state_dict(model_weights(content))
+    except RuntimeError:
+        raise UserError(f"{path}: its weights are not those of the {model.config.name} that it describes") from None
     return model.to(device, memory_format=torch.channels_last).eval(), content
 
 

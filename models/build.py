@@ -31,7 +31,7 @@ def build_model(cfg: str, weights: str, names: tuple[str, ...], seed: int, cfg_g
         with torch_seeded(seed, "init"):
             return YOLO(ModelConfig(size, len(names))), "random weights"
     content = load_checkpoint(Path(weights))
-    own = ModelConfig(**content["model"])
+    own = ModelConfig.from_dict(content["model"], weights)
     config = ModelConfig(size if cfg_given else own.size, len(names), own.backbone)
     with torch_seeded(seed, "init"):
         model = YOLO(config)

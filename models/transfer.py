@@ -49,7 +49,9 @@ def transfer_weights(
             theirs = weights.get(name)
             if theirs is not None and theirs.shape == value.shape and (name not in outputs or old_names == new_names):
                 value.copy_(theirs)
-            elif name in outputs and theirs is not None and theirs.shape[1:] == value.shape[1:] and pairs:
+            elif (
+                name in outputs and theirs is not None and theirs.shape == (len(old_names), *value.shape[1:]) and pairs
+            ):
                 for old, new in pairs:
                     value[new].copy_(theirs[old])
             else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,15 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, str | int]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> ModelConfig:
+        """Build from a checkpoint's values. UserError, which names `source`: they describe no model of ours."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown or values.get("size") not in SIZES or not values.get("nc", 0) > 0:
+            shown = ", ".join(f"{key} {value!r}"[:40] for key, value in list(values.items())[:5])
+            raise UserError(f"{source}: describes a model that this program does not know: {shown}")
+        return cls(**values)
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.yolo import YOLO, ModelConfig
-from utils.ema import ModelEMA, ema_decay
+from utils.ema import ModelEMA, ema_decay, lerp_by_number, lerp_on_device
 
 
 class Net(nn.Module):
@@ -154,3 +154,61 @@ def test_it_goes_on_from_its_state_to_the_last_bit() -> None:
     run(other, other_model, range(6, 12))
     for name, value in ema.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_a_skipped_step_is_no_update() -> None:
+    """With skips among them, the average and its count are those of the other updates alone, to the last bit."""
+    model, other = Net(), Net()
+    other.load_state_dict(model.state_dict())
+    ema, plain = ModelEMA(model, 0.9, 5.0), ModelEMA(other, 0.9, 5.0)
+    for step in range(1, 9):
+        skipped = step in (1, 4, 5)
+        if not skipped:
+            shake(model, step)
+            shake(other, step)
+            plain.update_parameters(other)
+        ema.update_parameters(model, torch.tensor(skipped))
+    assert ema.updates == plain.updates == 5
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, ema.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-4, 0.3, 0.9995])
+def test_the_average_that_never_waits_is_the_average(weight: float) -> None:
+    torch.manual_seed(0)
+    averaged, current = ([torch.randn(3, 4), torch.randn(5)] for _ in range(2))
+    expected = [a + weight * (c - a) for a, c in zip(averaged, current, strict=True)]
+    for move in (lerp_on_device, lerp_by_number):
+        moved = [a.clone() for a in averaged]
+        move(moved, current, torch.tensor(weight))
+        assert all(torch.allclose(m, e, rtol=0, atol=1e-6) for m, e in zip(moved, expected, strict=True))
+        assert weight > 0 or all(torch.equal(m, a) for m, a in zip(moved, averaged, strict=True))
+
+
+def test_on_a_device_nothing_is_read_back() -> None:
+    """Meta tensors hold no numbers: anything that looks at one fails. The count lies where the model does."""
+    with torch.device("meta"):
+        model, skipped = Net(), torch.zeros((), dtype=torch.bool)
+    ema = ModelEMA(model, 0.9, 5.0)
+    assert ema.n_averaged.is_meta and ema._weight().is_meta
+    lerp_on_device(list(ema.module.parameters()), list(model.parameters()), ema._weight() * ~skipped)
+
+
+@pytest.mark.cuda
+def test_on_cuda_an_update_does_not_wait() -> None:
+    model, slow = Net().cuda(), Net()
+    slow.load_state_dict(model.state_dict())
+    ema, expected = ModelEMA(model, 0.9, 5.0), ModelEMA(slow, 0.9, 5.0)
+    skipped = torch.zeros((), dtype=torch.bool, device="cuda")
+    for step in range(1, 6):
+        shake(slow, step)
+        model.load_state_dict(slow.state_dict())
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            ema.update_parameters(model, skipped)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        expected.update_parameters(slow)
+    for name, value in expected.state_dict().items():
+        assert torch.allclose(value, ema.state_dict()[name].cpu(), atol=1e-6), name

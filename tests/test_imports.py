@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROW_1 = ("errors", "dist", "hyp", "options", "seed", "boxes", "rundir", "device", "signals", "fingerprint")
-ROW_2 = ("optim", "schedule", "ema", "stopping", "keeper", "checkpoint", "metrics", "loggers", "plots")
+ROW_1 = ("errors", "dist", "hyp", "options", "seed", "boxes", "rundir", "device", "atomic", "archive", "signals")
+ROW_1 += ("fingerprint",)
+ROW_2 = ("optim", "schedule", "ema", "stopping", "checkpoint", "metrics", "loggers", "plots", "lr_finder", "telemetry")
+ROW_2 += ("guard", "keeper")
+ROW_3 = ("resume",)
 ENTRY_POINTS = ("train", "detect", "export")
 OWN = {"train", "val", "detect", "export", "models", "data", "utils"}
 THIRD_PARTY = {
@@ -22,6 +25,7 @@ NETWORK = {"urllib", "socket", "http", "ssl", "ftplib", "requests", "httpx", "ai
 # What only one file may do: the full name of a module, or of something in one -> that file.
 RESERVED = {
     **{"matplotlib": "utils/plots.py", "torch.save": "utils/checkpoint.py", "torch.load": "utils/checkpoint.py"},
+    "importlib.import_module": "utils/schedule.py",  # the user's own schedule, named on the command line
     **{"signal": "utils/signals.py", "fcntl": "utils/rundir.py"},
     **dict.fromkeys(NETWORK, "data/download.py"),
 }
@@ -80,20 +84,22 @@ def check(sources: dict[str, str]) -> list[str]:
 
 
 def room(name: str) -> str:
-    """Return the room of a module: utils row 1 or 2, models, data, val, or an entry point."""
+    """Return the room of a module: utils row 1, 2 or 3, models, data, val, or an entry point."""
     top, _, rest = name.partition(".")
     if top != "utils" or not rest:
         return top
-    return "errors" if rest == "errors" else "row 1" if rest in ROW_1 else "row 2" if rest in ROW_2 else "no row"
+    rows = {"errors": ("errors",), "row 1": ROW_1, "row 2": ROW_2, "row 3": ROW_3}
+    return next((row for row, files in rows.items() if rest in files), "no row")
 
 
 def may_import(importer: str, target: str) -> bool:
-    row_1, utils = {"errors", "row 1", "utils"}, {"errors", "row 1", "row 2", "utils"}
+    row_1, row_2, utils = ({"errors", "utils", *(f"row {i}" for i in range(1, n + 1))} for n in (1, 2, 3))
     allowed = {
         "errors": set(),
         "utils": set(),
         "row 1": {"errors"},
         "row 2": row_1,
+        "row 3": row_2,
         "models": utils | {"models"},
         "data": utils | {"data"},
         "val": utils | {"models", "data"},

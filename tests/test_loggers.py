@@ -82,7 +82,7 @@ def test_a_crash_while_writing_leaves_the_old_table(tmp_path: Path, monkeypatch:
         raise OSError("no power")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no power"):
+    with pytest.raises(UserError, match=r"results\.csv: .*\(no power\): it needs \d+ bytes"):
         table.log(2, {"time": 2.0})
     assert table.path.read_bytes() == before
 
@@ -92,6 +92,14 @@ def test_a_file_that_is_no_such_table_is_refused_by_line(tmp_path: Path, text: s
     path = tmp_path / "results.csv"
     path.write_text(text)
     with pytest.raises(UserError, match=r"results\.csv:2: .*`epoch`"):
+        CsvLogger(path)
+
+
+@pytest.mark.parametrize("content", [b"epoch,time\n1,\xff\n", b"epoch\n" + b"1" * 200_000 + b"\n"])
+def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"results\.csv: the table of results could not be read"):
         CsvLogger(path)
 
 

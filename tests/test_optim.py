@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from utils.optim import (
     clip_gradients,
     describe_groups,
     parameter_groups,
+    scaled_lr,
     scaled_weight_decay,
 )
 
@@ -30,8 +31,8 @@ from utils.optim import (
 @dataclass
 class Settings:
     optimizer: str = "SGD"
-    lr0: float = 0.1
     momentum: float = 0.9
+    lr_scale: dict[str, float] = field(default_factory=dict)
 
 
 KINDS = ("SGD", "Adam", "AdamW")
@@ -165,7 +166,7 @@ def test_frozen_parts_are_in_no_group() -> None:
 def test_the_optimizer_is_made_of_named_groups() -> None:
     model = Odd()
     for kind, cls in zip(KINDS, (SGD, Adam, AdamW), strict=True):
-        optimizer = build_optimizer(model, Settings(kind), weight_decay=0.05, fused=False)
+        optimizer = build_optimizer(model, Settings(kind), 0.1, weight_decay=0.05, fused=False)
         assert type(optimizer) is cls
         groups = {group["name"]: group for group in optimizer.param_groups}
         assert {name: group["weight_decay"] for name, group in groups.items()} == {
@@ -177,14 +178,14 @@ def test_the_optimizer_is_made_of_named_groups() -> None:
             assert [id(p) for p in group["params"]] == [id(p) for p in parameter_groups(model)[name].values()]
             assert group["lr"] == 0.1
             assert (group["momentum"] if kind == "SGD" else group["betas"]) == (0.9 if kind == "SGD" else (0.9, 0.999))
-    bare = build_optimizer(nn.Conv2d(1, 1, 1, bias=False), Settings(), 0.05, fused=False)
+    bare = build_optimizer(nn.Conv2d(1, 1, 1, bias=False), Settings(), 0.1, 0.05, fused=False)
     assert [group["name"] for group in bare.param_groups] == ["decay"], "groups without members are left out"
 
 
 def one_step(kind: str, momentum: float, gradient: float) -> tuple[float, float]:
     """Weight and bias after a step from 1.0 with lr 0.1 and weight decay 0.05."""
     model = nn.Conv2d(1, 1, 1)
-    optimizer = build_optimizer(model, Settings(kind, momentum=momentum), weight_decay=0.05, fused=True)
+    optimizer = build_optimizer(model, Settings(kind, momentum=momentum), 0.1, weight_decay=0.05, fused=True)
     for parameter in model.parameters():
         parameter.data.fill_(1.0)
         parameter.grad = torch.full_like(parameter, gradient)
@@ -229,7 +230,7 @@ def step_all(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
 def saved_after(kind: str, fused: bool) -> tuple[Trio, Optimizer, dict, dict]:
     torch.manual_seed(0)
     model = Trio()
-    optimizer = build_optimizer(model, Settings(kind), 0.05, fused)
+    optimizer = build_optimizer(model, Settings(kind), 0.1, 0.05, fused)
     step_all(model, optimizer, range(3))
     for group in optimizer.param_groups:
         group["lr"] = 0.03
@@ -243,7 +244,7 @@ def test_the_next_steps_are_the_same_after_a_round_trip(kind: str, fused: bool, 
     model, optimizer, weights, state = saved_after(kind, fused)
     other = Trio(order)
     other.load_state_dict(weights)
-    new = build_optimizer(other, Settings(kind, lr0=9.0, momentum=0.1), 0.9, fused)
+    new = build_optimizer(other, Settings(kind, momentum=0.1), 9.0, 0.9, fused)
     NamedOptimizerState(other, new).load_state_dict(state)
     assert {group["lr"] for group in new.param_groups} == {0.03}
     step_all(model, optimizer, range(3, 6))
@@ -262,10 +263,10 @@ def test_the_state_is_by_name() -> None:
 
 def test_a_state_from_before_the_first_step() -> None:
     model = Trio()
-    optimizer = build_optimizer(model, Settings("AdamW"), 0.05, False)
+    optimizer = build_optimizer(model, Settings("AdamW"), 0.1, 0.05, False)
     state = copy.deepcopy(NamedOptimizerState(model, optimizer).state_dict())
     assert state["state"] == {}
-    other = build_optimizer(model, Settings("AdamW"), 0.05, False)
+    other = build_optimizer(model, Settings("AdamW"), 0.1, 0.05, False)
     step_all(model, other, range(2))
     NamedOptimizerState(model, other).load_state_dict(state)
     assert not other.state, "what it knew is forgotten"
@@ -295,7 +296,7 @@ def test_how_steps_are_computed_is_this_machines_matter(saved: bool, here: bool)
     _, _, weights, state = saved_after("AdamW", saved)
     model = Trio()
     model.load_state_dict(weights)
-    optimizer = build_optimizer(model, Settings("AdamW"), 0.05, here)
+    optimizer = build_optimizer(model, Settings("AdamW"), 0.1, 0.05, here)
     NamedOptimizerState(model, optimizer).load_state_dict(state)
     assert {group["fused"] for group in optimizer.param_groups} == {here}
     assert {group["lr"] for group in optimizer.param_groups} == {0.03}
@@ -305,7 +306,7 @@ def test_how_steps_are_computed_is_this_machines_matter(saved: bool, here: bool)
 def gradients(*values: list[float]) -> tuple[nn.Module, Optimizer]:
     """A model with a weight and a bias of these gradients, and a frozen layer with a huge one."""
     model = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1).requires_grad_(False))
-    optimizer = build_optimizer(model, Settings(), 0.0, fused=False)
+    optimizer = build_optimizer(model, Settings(), 0.1, 0.0, fused=False)
     model[0].weight.grad, model[0].bias.grad = torch.tensor([values[0]]), torch.tensor(values[1])
     model[1].weight.grad = torch.tensor([[1e6]])
     return model, optimizer
@@ -356,9 +357,42 @@ def test_without_a_nominal_batch_the_weight_decay_stays() -> None:
 
 def test_groups_in_words() -> None:
     model = nn.Sequential(nn.Conv2d(3, 500, 3), nn.BatchNorm2d(500))
-    lines = describe_groups(build_optimizer(model, Settings(), 0.0005, fused=False))
-    assert [line.split() for line in lines] == [
-        ["group", "decay", "1", "tensors", "13,500", "parameters,", "weight", "decay", "0.0005"],
-        ["group", "no_decay", "1", "tensors", "500", "parameters,", "weight", "decay", "0"],
-        ["group", "bias", "2", "tensors", "1,000", "parameters,", "weight", "decay", "0"],
+    settings = Settings(lr_scale={"1": 0.5})
+    lines = describe_groups(model, build_optimizer(model, settings, 0.1, 0.0005, fused=False))
+    assert [" ".join(line.split()) for line in lines] == [
+        "group decay 1 tensors 13,500 parameters, weight decay 0.0005, such as 0.weight",
+        "group 1/no_decay 1 tensors 500 parameters, weight decay 0, lr x 0.5, such as 1.weight",
+        "group bias 1 tensors 500 parameters, weight decay 0, such as 0.bias",
+        "group 1/bias 1 tensors 500 parameters, weight decay 0, lr x 0.5, such as 1.bias",
     ]
+    assert len({line.index(" tensors") for line in lines}) == 1, "columns stand under one another"
+
+
+@pytest.mark.parametrize("size", ["n", "s", "m", "l", "x"])
+def test_the_parts_of_every_model_size_get_their_own_lr(size: str) -> None:
+    """What lies in a part is read off the module tree; nothing is lost or doubled on the way to the optimizer."""
+    with torch.device("meta"):
+        model = YOLO(ModelConfig(size, 3))
+    optimizer = build_optimizer(model, Settings(lr_scale={"backbone": 0.1, "head": 2.0}), 0.5, 0.05, fused=False)
+    lr_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for part, lr in (("backbone", 0.5 * 0.1), ("neck", 0.5), ("head", 1.0)):
+        assert {lr_of[id(p)] for p in getattr(model, part).parameters()} == {lr}
+    assert len(lr_of) == len(list(model.parameters())) == sum(len(g["params"]) for g in optimizer.param_groups)
+    plain = build_optimizer(model, Settings(), 0.5, 0.05, fused=False)
+    kind_of = {id(p): group["name"] for group in plain.param_groups for p in group["params"]}
+    for group in optimizer.param_groups:
+        assert {kind_of[id(p)] for p in group["params"]} == {group["kind"]} == {group["name"].rpartition("/")[2]}
+        assert group["weight_decay"] == (0.05 if group["kind"] == "decay" else 0.0)
+
+
+def test_a_part_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="no part backbone"):
+        build_optimizer(nn.Sequential(nn.Linear(1, 1)), Settings(lr_scale={"backbone": 0.1}), 0.1, 0.0, fused=False)
+
+
+@pytest.mark.parametrize(
+    ("rule", "effective", "nominal", "lr"),
+    [("none", 128, 64, 0.01), ("linear", 128, 64, 0.02), ("sqrt", 256, 64, 0.02), ("linear", 16, 64, 0.0025)],
+)
+def test_the_lr_of_a_batch(rule: str, effective: int, nominal: int, lr: float) -> None:
+    assert scaled_lr(0.01, rule, effective, nominal) == pytest.approx(lr, rel=1e-15)

@@ -49,7 +49,7 @@ def test_nothing_typed_gives_the_defaults() -> None:
     assert options == TrainOptions() and options.explicit == frozenset()
     assert (options.data, options.cfg, options.hyp) == ("shapes", "yolo-n", "hyp/default.yaml")
     assert (options.epochs, options.batch_size, options.imgsz, options.seed) == (40, 16, 0, 0)
-    assert options.resume is None and options.hyp_overrides() == []
+    assert options.resume is None and options.set == () and options.hyp_flags() == {}
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,13 @@ def test_typing_a_default_counts_as_typed() -> None:
         ("--bach-size=3", "--bach-size: unknown flag; did you mean '--batch-size'?"),
         ("--zzz", "--zzz: unknown flag; --help lists them"),
         ("--linear-lr --cos-lr", "--linear-lr and --cos-lr contradict each other"),
+        ("--linear-lr --schedule step", "--linear-lr and --schedule step contradict each other"),
+        ("--cos-lr --schedule mine:factor", "--cos-lr and --schedule mine:factor contradict each other"),
+        ("--schedule step --set schedule=step", "--schedule and --set schedule="),
+        ("--extend tail --epochs 9", "--extend tail: goes with --resume"),
+        ("--extend more --resume", "not one of replan, tail"),
+        ("--plan --lr-find", "--lr-find and --plan: give one of them"),
+        ("--lr-find-from 1 --lr-find-to 0.1", "--lr-find-from 1: must be smaller than --lr-find-to 0.1"),
         ("--adam --optimizer SGD", "--adam and --optimizer SGD contradict each other"),
         ("--linear-lr --set schedule=constant", "--linear-lr and --set schedule="),
         ("--adam --set optimizer=SGD", "--adam and --set optimizer="),
@@ -180,17 +187,20 @@ def test_required_flags() -> None:
 @pytest.mark.parametrize(
     ("line", "overrides"),
     [
-        ("--linear-lr", ["schedule=linear"]),
-        ("--cos-lr", ["schedule=one_cycle"]),
-        ("--adam", ["optimizer=Adam"]),
-        ("--adam --optimizer Adam", ["optimizer=Adam"]),
-        ("--optimizer SGD --set lr0=0.1", ["lr0=0.1", "optimizer=SGD"]),
-        ("--label-smoothing 0", ["label_smoothing=0.0"]),
-        ("--multi-scale", ["multi_scale=0.5"]),
+        ("--linear-lr", {"--linear-lr": "schedule=linear"}),
+        ("--cos-lr", {"--cos-lr": "schedule=one_cycle"}),
+        ("--schedule step", {"--schedule": "schedule=step"}),
+        ("--schedule mine:factor", {"--schedule": "schedule=custom"}),
+        ("--linear-lr --schedule linear", {"--linear-lr": "schedule=linear", "--schedule": "schedule=linear"}),
+        ("--adam", {"--adam": "optimizer=Adam"}),
+        ("--adam --optimizer Adam", {"--adam": "optimizer=Adam"}),
+        ("--optimizer SGD --set lr0=0.1", {"--optimizer": "optimizer=SGD"}),
+        ("--label-smoothing 0", {"--label-smoothing": "label_smoothing=0.0"}),
+        ("--multi-scale", {"--multi-scale": "multi_scale=0.5"}),
     ],
 )
-def test_flags_that_speak_of_hyper_parameters(line: str, overrides: list[str]) -> None:
-    assert train(line).hyp_overrides() == overrides
+def test_flags_that_speak_of_hyper_parameters(line: str, overrides: dict[str, str]) -> None:
+    assert train(line).hyp_flags() == overrides
 
 
 @pytest.mark.parametrize("cls", ALL)

@@ -5,14 +5,37 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiplicativeLR,
+    MultiStepLR,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 
 from utils import plots
 from utils.plots import (
@@ -23,6 +46,8 @@ from utils.plots import (
     plot_images,
     plot_labels,
     plot_lr,
+    plot_lr_find,
+    plot_lr_scheduler,
     plot_results,
     read_results,
 )
@@ -96,6 +121,7 @@ def lr_of(epochs: int, steps: int = 5, close_mosaic: int | None = None) -> Simpl
         close_mosaic_epoch=close_mosaic,
         lr={"decay": 0.01 * factor * ramp, "no_decay": 0.01 * factor * ramp, "bias": 0.1 - 0.09 * ramp * factor},
         momentum=0.8 + 0.1 * ramp,
+        extended=(),
     )
 
 
@@ -121,10 +147,224 @@ def test_lr_picture_shows_every_value(
     assert_legible(figures[0])
 
 
+def test_lr_picture_marks_what_was_trained_before_and_where_the_run_was_extended(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    curve = lr_of(20)
+    curve.extended = (10, 16)
+    plot_lr(curve, tmp_path / "lr.png", resumed_step=curve.steps_per_epoch * 16 + 3)
+    begin = 16 + 3 / curve.steps_per_epoch
+    for axes in figures[0].axes:
+        lines = {line.get_label(): line.get_xdata()[0] for line in axes.lines if not line.get_label().startswith("_")}
+        assert lines["extended"] == 10 and lines[f"resumed after {begin:g} epochs"] == begin
+        spans = {patch.get_label(): (patch.get_x(), patch.get_width()) for patch in axes.patches}
+        assert spans["trained before"] == pytest.approx((0, begin))
+    plot_lr(lr_of(20), tmp_path / "lr.png")
+    assert not any("resumed" in str(line.get_label()) for line in figures[1].axes[0].lines)
+
+
 def test_lr_picture_names_start_peak_and_end(tmp_path: Path, figures: list[Figure]) -> None:
     plot_lr(lr_of(40), tmp_path / "lr.png")
     texts = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
     assert texts[0] == "decay: 0 → 0.009238 → 0.0001"  # 0.01 · (1 − 0.99·3/39), in the first epoch after warm-up
+
+
+# ---- learning rate: range test and schedulers ------------------------------------------------------------------------
+
+
+def range_test_of(n: int, diverged: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """lr, loss and smoothed loss that fall from 3 to about 1 and end at `diverged`."""
+    x = np.linspace(-6, 0, n)
+    smoothed = 3 - 2 / (1 + np.exp(-4 * (x + 3)))
+    loss = smoothed + 0.1 * np.random.default_rng(seed).standard_normal(n)
+    loss[-1], smoothed[-1] = diverged, diverged / 10
+    return 10**x, loss, smoothed
+
+
+MARKS = {"steepest": 1e-3, "valley": 0.0021, "minimum/10": 0.01}
+
+
+@pytest.mark.parametrize(("n", "recommended"), zip([20, 100, 400], MARKS, strict=True))
+@pytest.mark.parametrize("diverged", [3.0, 1e4, 1e300, np.inf, np.nan])
+def test_range_test_picture(tmp_path: Path, figures: list[Figure], n: int, diverged: float, recommended: str) -> None:
+    lr, loss, smoothed = range_test_of(n, diverged)
+    plot_lr_find(lr, loss, smoothed, MARKS, recommended, tmp_path / "lr_find.png")
+    assert_picture(tmp_path / "lr_find.png")
+    (axes,) = figures[0].axes
+    assert axes.get_xscale() == "log"
+    low, high = axes.get_ylim()
+    assert 0 < low < 1 and 3 < high < 4  # the fall fills the picture, whatever comes after it
+    raw, thick, *marks = axes.lines
+    assert raw.get_linewidth() < thick.get_linewidth()
+    for line, values in ((raw, loss), (thick, smoothed)):
+        np.testing.assert_array_equal(line.get_xdata(), lr)
+        np.testing.assert_array_equal(line.get_ydata()[:-1], values[:-1])
+    assert [line.get_xdata()[0] for line in marks] == [*MARKS.values()]
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    expected = ["steepest: 0.001", "valley: 0.0021", "minimum/10: 0.01"]
+    chosen = [*MARKS].index(recommended)
+    expected[chosen] += ", recommended"
+    assert texts == ["loss", "smoothed", *expected]
+    widths = [line.get_linewidth() for line in marks]
+    assert max(widths) == widths[chosen] and widths.count(max(widths)) == 1
+    assert_legible(figures[0])
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-12, 1e-8), (0.5, 2), (0.011, 0.019), (1e-9, 100)])
+def test_range_test_picture_without_a_recommendation(
+    tmp_path: Path, figures: list[Figure], low: float, high: float
+) -> None:
+    lr, flat = np.geomspace(low, high, 40), np.full(40, 2.0)
+    plot_lr_find(lr, flat, flat, {}, "", tmp_path / "lr_find.png")
+    assert_picture(tmp_path / "lr_find.png")
+    (axes,) = figures[0].axes
+    assert axes.get_title() == "nothing is recommended" and len(axes.lines) == 2
+    assert_legible(figures[0])
+    ticks = [t.get_text() for t in axes.get_xticklabels() if low <= t.get_position()[0] <= high]
+    assert len([float(tick.replace("−", "-")) for tick in ticks if tick]) >= (1 if high / low < 2 else 2)
+
+
+@pytest.mark.parametrize("losses", [[np.nan], [1.0, np.nan], [1.0, 2.0, 40.0]])
+def test_range_test_picture_of_next_to_nothing(tmp_path: Path, losses: list[float]) -> None:
+    lr = 1e-5 * 10.0 ** np.arange(len(losses))
+    plot_lr_find(lr, np.array(losses), np.array(losses), {}, "", tmp_path / "lr_find.png")
+    assert_picture(tmp_path / "lr_find.png")
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "SGD": lambda groups: SGD(groups, lr=0.1, momentum=0.9),
+    "Adam": lambda groups: Adam(groups, lr=0.1),
+}
+
+
+def sequential(optimizer: Optimizer) -> LRScheduler:
+    return SequentialLR(optimizer, [LinearLR(optimizer, 0.1, total_iters=3), CosineAnnealingLR(optimizer, 9)], [3])
+
+
+SCHEDULERS: dict[str, Callable[[Optimizer], LRScheduler]] = {
+    "lambda": lambda o: LambdaLR(o, [lambda epoch: 1 / (1 + epoch), lambda epoch: 1.0]),
+    "multiplicative": lambda o: MultiplicativeLR(o, lambda epoch: 0.9),
+    "step": lambda o: StepLR(o, 3, 0.1),
+    "multi_step": lambda o: MultiStepLR(o, [2, 5], 0.1),
+    "constant": lambda o: ConstantLR(o, 0.25, 3),
+    "linear": lambda o: LinearLR(o, 0.1, total_iters=5),
+    "exponential": lambda o: ExponentialLR(o, 0.8),
+    "polynomial": lambda o: PolynomialLR(o, 8, 2.0),
+    "cosine": lambda o: CosineAnnealingLR(o, 12, 1e-3),
+    "warm_restarts": lambda o: CosineAnnealingWarmRestarts(o, 3, 2),
+    "one_cycle": lambda o: OneCycleLR(o, 0.5, total_steps=12),
+    "cyclic": lambda o: CyclicLR(o, 0.01, 0.1, 3, mode="exp_range", cycle_momentum=False),
+    "sequential": sequential,
+    "chained": lambda o: ChainedScheduler([ConstantLR(o, 0.5, 4), ExponentialLR(o, 0.9)], optimizer=o),
+}
+
+
+def scheduled(optimizer: str, scheduler: str) -> tuple[Optimizer, LRScheduler]:
+    groups = [
+        {"name": "decay", "params": [nn.Parameter(torch.ones(3, 2))]},
+        {"name": "bias", "params": [nn.Parameter(torch.ones(3))], "lr": 0.02},
+    ]
+    built = OPTIMIZERS[optimizer](groups)
+    return built, SCHEDULERS[scheduler](built)
+
+
+def really_trained(optimizer: Optimizer, scheduler: LRScheduler, epochs: int) -> np.ndarray:
+    """Train, and return the lrs float64[epochs, groups] that `optimizer.step` met."""
+    used: list[list[float]] = []
+    handle = optimizer.register_step_pre_hook(lambda o, args, kwargs: used.append([g["lr"] for g in o.param_groups]))
+    for _ in range(epochs):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.full_like(parameter, 0.1)
+        optimizer.step()
+        scheduler.step()
+    handle.remove()
+    return np.array(used)
+
+
+def everything(optimizer: Optimizer, scheduler: LRScheduler) -> tuple[Any, ...]:
+    """What a plot must not change: values, by copy, and which objects hold them."""
+    groups = optimizer.param_groups
+    state = [(id(tensor), id(slots)) for tensor, slots in optimizer.state.items()]
+    objects = [id(groups), *map(id, groups), *(id(p) for group in groups for p in group["params"]), state]
+    members = getattr(scheduler, "_schedulers", [])
+    values = [
+        optimizer.state_dict(),
+        scheduler.state_dict(),
+        [vars(m).keys() for m in (optimizer, scheduler, *members)],
+    ]
+    return objects, [m.optimizer is optimizer for m in (scheduler, *members)], repr(values)
+
+
+@pytest.mark.parametrize("epochs_done", [0, 4])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_scheduler_plot_shows_what_a_run_will_use_and_leaves_no_trace(
+    tmp_path: Path, figures: list[Figure], optimizer: str, scheduler: str, epochs_done: int
+) -> None:
+    mine, other = scheduled(optimizer, scheduler), scheduled(optimizer, scheduler)
+    for pair in (mine, other):
+        really_trained(*pair, epochs_done)
+    before = everything(*mine)
+    drawn = plot_lr_scheduler(*mine, 12 - epochs_done, tmp_path)
+    alone = plot_lr_scheduler(*mine, 1, tmp_path)
+    assert everything(*mine) == before
+    used = really_trained(*other, 12 - epochs_done)
+    assert list(drawn) == ["decay", "bias"] and all(lrs.dtype == np.float64 for lrs in drawn.values())
+    np.testing.assert_array_equal(np.stack([*drawn.values()], axis=1), used)
+    np.testing.assert_array_equal(np.stack([*alone.values()], axis=1), used[:1])
+    np.testing.assert_array_equal(really_trained(*mine, 12 - epochs_done), used)  # and a run goes on as if undisturbed
+
+    assert [path.name for path in tmp_path.iterdir()] == ["LR.png"]
+    (axes,) = figures[0].axes
+    for line, lrs in zip(axes.lines, drawn.values(), strict=True):
+        np.testing.assert_array_equal(line.get_ydata()[:-1], lrs)
+        np.testing.assert_array_equal(line.get_xdata(), np.arange(epochs_done, 13))
+    for figure in figures:
+        assert_legible(figure)
+
+
+def test_scheduler_plot_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = SGD([{"params": [nn.Parameter(torch.ones(1))], "lr": lr} for lr in (1.0, 0.5)])
+    monkeypatch.chdir(tmp_path)
+    lrs = plot_lr_scheduler(optimizer, StepLR(optimizer, 2, 0.1), 5)
+    assert_picture(tmp_path / "LR.png")
+    assert list(lrs) == [0, 1]
+    np.testing.assert_allclose(lrs[0], [1, 1, 0.1, 0.1, 0.01], rtol=1e-12)
+    np.testing.assert_allclose(lrs[1], [0.5, 0.5, 0.05, 0.05, 0.005], rtol=1e-12)
+
+
+def test_scheduler_plot_copies_no_tensor_but_a_lr_that_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rate = torch.tensor(0.1)
+    optimizer = Adam([nn.Parameter(torch.ones(1000))], lr=rate)
+    scheduler = ExponentialLR(optimizer, 0.5)
+    really_trained(optimizer, scheduler, 1)
+    copied: list[int] = []
+    real = torch.Tensor.__deepcopy__
+
+    def spy(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+        copied.append(tensor.numel())
+        return real(tensor, memo)
+
+    monkeypatch.setattr(torch.Tensor, "__deepcopy__", spy)
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", spy)
+    lrs = plot_lr_scheduler(optimizer, scheduler, 3, tmp_path)
+    np.testing.assert_allclose(lrs[0], [0.05, 0.025, 0.0125], rtol=1e-6)
+    assert optimizer.param_groups[0]["lr"] is rate and float(rate) == pytest.approx(0.05)
+    assert copied and max(copied) == 1
+
+
+def test_scheduler_plot_of_what_cannot_be_known(tmp_path: Path) -> None:
+    optimizer, scheduler = scheduled("SGD", "one_cycle")
+    with pytest.raises(ValueError, match="total"):
+        plot_lr_scheduler(optimizer, scheduler, 14, tmp_path)
+    with pytest.raises(ValueError, match="another optimizer"):
+        plot_lr_scheduler(scheduled("SGD", "step")[0], scheduler, 3, tmp_path)
+    with pytest.raises(ValueError, match="1 or more"):
+        plot_lr_scheduler(optimizer, scheduler, 0, tmp_path)
+    with pytest.raises(ValueError, match="follows a metric"):
+        plot_lr_scheduler(optimizer, ReduceLROnPlateau(optimizer), 3, tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 def write_results(path: Path, epochs: int, every: int = 1) -> None:

@@ -260,7 +260,7 @@ def test_the_same_seed_is_the_same_run_and_another_is_another(data, tmp_path, re
 def test_the_state_names_all_that_a_run_is(data, tmp_path):
     harness.run(command(data, tmp_path), tmp_path / "log", harness.stop_after(1))
     components = harness.last_state(tmp_path / "exp")["components"]
-    assert set(components) == {"model", "ema", "optimizer", "scheduler", "scaler", "stopping"}
+    assert set(components) == {"model", "ema", "optimizer", "scheduler", "scaler", "stopping", "guard"}
 
 
 def test_a_run_that_ended_for_want_of_a_better_epoch_stays_ended(data, tmp_path):
@@ -273,7 +273,8 @@ def test_a_run_that_ended_for_want_of_a_better_epoch_stays_ended(data, tmp_path)
     assert trial.words[-1] == str(-signal.SIGKILL), trial.output()
     before = harness.outcome(tmp_path / "exp")
     assert len(before["rows"]) == 2
-    assert harness.run(["--resume", str(tmp_path / "exp")], log).words[-1] == "0"
+    trial = harness.run(["--resume", str(tmp_path / "exp")], log)
+    assert trial.words[-1] == str(EXIT_USAGE) and "stopped early, after epoch 2 of 3" in trial.output()
     assert harness.outcome(tmp_path / "exp") == before
 
 

@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import val
+from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.metrics import Detections
 
@@ -46,6 +47,25 @@ def test_a_state_file_is_evaluated_by_its_averaged_weights(tiny_run, tmp_path):
     assert torch.equal(last.state_dict()["head.boxes.0.2.bias"], averaged["module.head.boxes.0.2.bias"])
     with torch.no_grad():
         assert last(image).logits.shape == (1, 84, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "message"),
+    [
+        ({"size": "q"}, {}, "describes a model that this program does not know: size 'q', nc 2, backbone 'csp'"),
+        ({"width": 2}, {}, "describes a model that this program does not know"),
+        ({"size": "s"}, {}, "its weights are not those of the yolo-s that it describes"),
+        ({}, {"head.boxes.0.2.bias": torch.zeros(3)}, "its weights are not those of the yolo-n that it describes"),
+        ({}, {"extra": torch.zeros(3)}, "its weights are not those of the yolo-n that it describes"),
+    ],
+)
+def test_a_model_that_is_not_what_it_says_is_refused(tiny_run, tmp_path, model, weights, message):
+    content = load_checkpoint(tiny_run / "weights" / "best.pt")
+    path = tmp_path / "other.pt"
+    torch.save({**content, "model": content["model"] | model, "weights": content["weights"] | weights}, path)
+    with pytest.raises(UserError) as error:
+        val.main(["--weights", str(path), "--device", "cpu", "--project", str(tmp_path)])
+    assert str(error.value) == f"{path}: {message}" or str(error.value).startswith(f"{path}: {message}: size")
 
 
 def test_nms_reads_the_other_branch(tiny_run, tmp_path):

@@ -8,22 +8,29 @@ Two kinds of file, both plain tensors and values that `torch.load(weights_only=T
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import pickle
+import io
 import sys
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
 
+from utils.archive import Seal, check_archive, check_savable, leaves
+from utils.atomic import cannot_write, replace_file
 from utils.errors import UserError
 
 VERSION = 1
-MSDOS_FOLDER = 0x10  # bit of a zip entry's external attributes
+# What every checkpoint says of itself, a model's also, and how far a run has come: key -> type.
+DESCRIPTION = {
+    **{"kind": str, "model": dict, "names": list, "imgsz": int, "data": str, "single_cls": bool},
+    **{"hyp": dict, "options": dict},
+}
+MODEL = {"size": str, "nc": int, "backbone": str}
+SHIPPED = {"epoch": int, "fitness": float}
+PROGRESS = {"epoch": int, "batch": int, "step": int, "seconds": float}
+MAX_PROGRESS = 1e15
 
 
 class Damaged(UserError):
@@ -53,7 +60,7 @@ class TrainState:
     means: dict[str, Tensor] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
-        progress = {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds}
+        progress = {name: getattr(self, name) for name in PROGRESS}
         components = {name: part.state_dict() for name, part in self.components.items()}
         return {"progress": progress, "means": dict(self.means), "components": components}
 
@@ -61,12 +68,21 @@ class TrainState:
         """Take a saved state.
 
         Raises:
-            ValueError: it has other components than this run.
+            UserError: it has other components than this run, which is then as it was, or one that does not fit.
         """
-        if set(state["components"]) != set(self.components):
-            raise ValueError(f"components {sorted(state['components'])}, here {sorted(self.components)}")
+        saved = state["components"]
+        if set(saved) != set(self.components):
+            raise UserError(f"the saved state has components {sorted(saved)}, this run {sorted(self.components)}")
         for name, part in self.components.items():
-            part.load_state_dict(state["components"][name])
+            current = part.state_dict()
+            hiding = [key for key in saved[name] if current and key not in current and hasattr(part, key)]
+            if fault := f"it has {hiding[0]}" if hiding else _misfit(saved[name], current):
+                raise UserError(f"the saved state of {name} does not fit this run: {fault}")
+        for name, part in self.components.items():
+            try:
+                part.load_state_dict(saved[name])
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise UserError(f"the saved state of {name} does not fit this run: {_one_line(error)}") from error
         for name, value in state["progress"].items():
             setattr(self, name, value)
         self.means = dict(state["means"])
@@ -74,36 +90,44 @@ class TrainState:
 
 def save_state(path: Path, state: TrainState, description: dict[str, Any]) -> None:
     """Write a state file; the file that stood there before is kept as `<stem>.previous.pt`."""
-    _write(path, {"lockstep": VERSION, "kind": "state", **description, "state": state.state_dict()}, keep=True)
+    content = {"lockstep": VERSION, "kind": "state", **description, "state": state.state_dict()}
+    _write(path, content, previous=_previous(path))
 
 
 def save_model(path: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
-    """Write a model file."""
+    """Write a model file; the description of a model also has its `epoch` and `fitness`."""
     _write(path, {"lockstep": VERSION, "kind": "model", **description, "weights": weights})
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read and verify a checkpoint of either kind, on the CPU.
 
-    Every byte is checked against the archive's CRCs first (`torch.load` checks none), and nothing but tensors and
-    plain values is built.
+    Every byte is held against the file's SHA-256 first, and nothing but tensors and plain values is built.
 
     Raises:
-        Damaged: the file is absent or damaged.
-        UserError: it is not one of ours, or of another version.
+        Damaged: the file is absent or damaged, or holds what no checkpoint needs.
+        UserError: it is not one of ours, of another version, or lacks something.
     """
+    if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
+        raise Damaged(f"{path}: not a sound checkpoint (not a file)")
     try:
-        _check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            check_archive(file)
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise Damaged(f"{path}: no such checkpoint") from None
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise Damaged(f"{path}: not a sound checkpoint ({reason})") from None
+    except MemoryError:
+        raise UserError(f"{path}: does not fit into memory") from None
+    except Exception as error:  # a file may come from anywhere: whatever it makes a reader stumble over, it is unsound
+        raise Damaged(f"{path}: not a sound checkpoint ({_one_line(error)})") from None
     if not isinstance(content, dict) or "lockstep" not in content:
         raise UserError(f"{path}: not a Lockstep checkpoint")
-    if content["lockstep"] != VERSION:
-        raise UserError(f"{path}: checkpoint version {content['lockstep']}; this program reads version {VERSION}")
+    if type(content["lockstep"]) is not int or content["lockstep"] != VERSION:
+        version = _one_line(repr(content["lockstep"]))
+        raise UserError(f"{path}: checkpoint version {version}; this program reads version {VERSION}")
+    if fault := _fault(content):
+        raise UserError(f"{path}: not a checkpoint that this program wrote: {_one_line(fault)}")
     return content
 
 
@@ -137,60 +161,126 @@ def model_weights(content: dict[str, Any]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in averaged.items() if name != "n_averaged"}
 
 
-def _check_archive(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            # Torch stores entries as they are. It takes one that is marked as a folder (by a flipped bit, say) for
-            # empty, and its tensor is then whatever lies in memory.
-            if entry.compress_type != zipfile.ZIP_STORED or entry.external_attr & MSDOS_FOLDER:
-                raise ValueError(f"the table of contents is wrong about {entry.filename}")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"checksum of {damaged} does not match")
-
-
 def _previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def _write(path: Path, content: dict[str, Any], keep: bool = False) -> None:
-    """Write beside the target, flush to disk, rename, flush the folder: a crash leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def _write(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Write a sealed archive; ValueError if it could not be read again."""
+    check_savable(content)
+    if fault := _fault(content):
+        raise ValueError(fault)
+
+    def write(file: BinaryIO) -> int:
+        seal = Seal(file)
+        torch.save(content, seal)
+        return seal.close()
+
     try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep:
-            _keep_previous(path)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        replace_file(path, write, previous)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        stands = "; the one before it stands" if path.exists() else ""
-        raise UserError(f"{path}: the checkpoint could not be written ({error}){stands}") from error
+        raise cannot_write(path, "the checkpoint", error, _size(content)) from error
 
 
-def _keep_previous(path: Path) -> None:
-    """Give the current file its second name; a file system without hard links simply has no previous one."""
-    if path.exists():
-        link = path.with_name(f".{path.name}.link")
-        with contextlib.suppress(OSError):
-            link.unlink(missing_ok=True)
-            os.link(path, link)
-            os.replace(link, _previous(path))
-        with contextlib.suppress(OSError):
-            link.unlink(missing_ok=True)  # renamed onto another name of the same file, it is still there (POSIX)
+def _size(content: dict[str, Any]) -> int:
+    """Bytes of a checkpoint on disk, found by writing it to nowhere; 0 if not even that can be done."""
+    with contextlib.suppress(OSError, RuntimeError):
+        seal = Seal(_Nowhere())
+        torch.save(content, seal)
+        return seal.close()
+    return 0
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # the answer of network file systems that do not flush folders
-                raise
-        finally:
-            os.close(descriptor)
+class _Nowhere(io.RawIOBase):
+    def write(self, data: Any) -> int:
+        return memoryview(data).nbytes
+
+    def seek(self, *_: int) -> int:
+        return 0
+
+
+def _fault(content: dict[str, Any]) -> str:
+    """Return what is missing or of the wrong type in a checkpoint, or an empty string.
+
+    A description may hold more than is known here, as long as it is plain values.
+    """
+    if fault := _type_fault(content, DESCRIPTION):
+        return fault
+    if _type_fault(content["model"], MODEL) or not all(type(name) is str for name in content["names"]):
+        return "model or names are not as they should be"
+    if content["model"]["nc"] != len(content["names"]) or content["imgsz"] < 1:
+        return f"{len(content['names'])} names for {content['model']['nc']} classes, imgsz {content['imgsz']}"
+    own = {"state": "state", "model": "weights"}.get(content["kind"], "kind")
+    if not isinstance(content.get(own), dict):
+        return f"kind {content['kind']!r}, without what it should hold"
+    for key, value in content.items():
+        if key != own and any(isinstance(leaf, Tensor) for leaf in leaves(value)):
+            return f"a tensor in {key}"
+    if own == "weights":
+        return _type_fault(content, SHIPPED) or _weights_fault(content["weights"], own)
+    return _state_fault(content["state"])
+
+
+def _state_fault(state: dict[str, Any]) -> str:
+    if set(state) != {"progress", "means", "components"} or not all(type(part) is dict for part in state.values()):
+        return "the state must have progress, means and components"
+    progress = state["progress"]
+    fault = _type_fault(progress, PROGRESS)
+    if fault or set(progress) != set(PROGRESS):
+        return f"progress: {fault or 'it has keys of its own'}"
+    if not all(0 <= value < MAX_PROGRESS for value in progress.values()):
+        return f"progress is {progress}"
+    for name, value in state["means"].items():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim > 1:
+            return f"means: {name} is not a vector of sums"
+    for name, component in state["components"].items():
+        if not isinstance(component, dict) or not all(type(key) is str for key in component):
+            return f"component {name} is not a state"
+    for name in ("model", "ema"):
+        if fault := _weights_fault(state["components"].get(name), name):
+            return fault
+    return ""
+
+
+def _weights_fault(weights: Any, name: str) -> str:
+    if not isinstance(weights, dict) or not weights:
+        return f"no {name}"
+    for key, value in weights.items():
+        if type(key) is not str or not isinstance(value, Tensor):
+            return f"{name}: {key} is no tensor"
+        if not value.is_floating_point() and value.dtype != torch.int64:
+            return f"{name}: {key} is {value.dtype}"
+    return ""
+
+
+def _type_fault(values: dict[str, Any], types: dict[str, type]) -> str:
+    for key, kind in types.items():
+        if key not in values:
+            return f"{key} is missing"
+        if not isinstance(values[key], kind) or (kind is not bool and isinstance(values[key], bool)):
+            return f"{key} must be of type {kind.__name__}, and is {type(values[key]).__name__}"
+    return ""
+
+
+def _misfit(saved: Any, current: Any, where: str = "") -> str:
+    """Return where a saved state has other kinds of values than the current one, or an empty string.
+
+    The current state of an optimizer before its first step, or of a scaler that is off, says nothing about the saved.
+    """
+    if isinstance(saved, dict) and isinstance(current, dict):
+        pairs = [(saved[key], current[key], f"{where}{key}: ") for key in saved if key in current]
+    elif isinstance(saved, (list, tuple)) and isinstance(current, (list, tuple)):
+        if current and len(saved) != len(current):
+            return f"{where}{len(saved)} values in place of {len(current)}"
+        pairs = [(old, new, f"{where}{index}: ") for index, (old, new) in enumerate(zip(saved, current, strict=False))]
+    else:
+        numbers = all(type(value) in (int, float) for value in (saved, current))
+        alike = numbers or type(saved) is type(current) or saved is None or current is None
+        return "" if alike else f"{where}{type(saved).__name__} in place of {type(current).__name__}"
+    return next((fault for old, new, place in pairs if (fault := _misfit(old, new, place))), "")
+
+
+def _one_line(text: Any) -> str:
+    """What a file says, fit for a terminal: one short line, nothing that steers."""
+    line = str(text).partition("\n")[0][:200]
+    return "".join(c if c.isprintable() else "?" for c in line)

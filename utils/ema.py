@@ -26,24 +26,47 @@ class ModelEMA(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float, tau: float) -> None:
-        super().__init__(model, use_buffers=False)
-        self.decay, self.tau, self.updates = decay, tau, 0
+        device = next(model.parameters()).device  # else the count of updates would stay on the CPU
+        super().__init__(model, device=device, use_buffers=False)
+        self.decay, self.tau = decay, tau
         self.eval().requires_grad_(False)
 
+    @property
+    def updates(self) -> int:
+        """How many there were; reading it waits for the device."""
+        return int(self.n_averaged)
+
     @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        """Take in the weights of `model`: call after each applied optimizer step."""
-        self.updates += 1
-        decay = ema_decay(self.updates, self.decay, self.tau)
+    def update_parameters(self, model: nn.Module, skipped: Tensor | None = None) -> None:
+        """Take in the weights of `model`: call after each optimizer step.
+
+        skipped: scalar bool; where it is true, the step was none (`model` is what it was), and neither is the update.
+        """
+        taken = torch.ones_like(self.n_averaged) if skipped is None else (~skipped).to(self.n_averaged.dtype)
+        self.n_averaged += taken
         averaged = [*self.module.parameters(), *self.module.buffers()]  # a shared weight once, unlike in a state_dict
         current = [*model.parameters(), *model.buffers()]
-        pairs = [(a, c) for a, c in zip(averaged, current, strict=True) if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in pairs], [c for _, c in pairs], 1 - decay)
-        for a, c in zip(averaged, current, strict=True):
+        pairs = list(zip(averaged, current, strict=True))
+        move = lerp_on_device if self.n_averaged.is_cuda else lerp_by_number
+        floating = [(a, c) for a, c in pairs if a.is_floating_point()]
+        move([a for a, _ in floating], [c for _, c in floating], self._weight() * taken)
+        for a, c in pairs:
             if not a.is_floating_point():
                 a.copy_(c)
-        self.n_averaged.fill_(self.updates)
 
-    def load_state_dict(self, state: dict[str, Tensor], **options) -> None:
-        super().load_state_dict(state, **options)
-        self.updates = int(self.n_averaged)
+    def _weight(self) -> Tensor:
+        """1 − `ema_decay` of the update under way, on the device, in a form that loses no digits near a decay of 1."""
+        rest = torch.exp(-self.n_averaged / self.tau) if self.tau > 0 else torch.zeros_like(self.n_averaged)
+        return self.decay * rest + (1 - self.decay)
+
+
+def lerp_by_number(averaged: list[Tensor], current: list[Tensor], weight: Tensor) -> None:
+    """`averaged += weight · (current − averaged)` in one pass; the weight is looked at, which is free on a CPU."""
+    torch._foreach_lerp_(averaged, current, float(weight))
+
+
+def lerp_on_device(averaged: list[Tensor], current: list[Tensor], weight: Tensor) -> None:
+    """The same where looking would wait for the device: torch has no lerp of whole lists by a weight that is there."""
+    change = torch._foreach_sub(current, averaged)
+    torch._foreach_mul_(change, weight)
+    torch._foreach_add_(averaged, change)

@@ -15,6 +15,9 @@ from utils.errors import UserError, suggest
 
 PRESETS = Path(__file__).resolve().parents[1] / "hyp"
 FITNESS = ("mAP50-95", "mAP50", "precision", "recall")
+SCHEDULES = ("one_cycle", "linear", "flat_cosine", "step", "constant")
+CUSTOM = "custom"  # the user's own schedule, which only the command line can name
+PARTS = ("backbone", "neck", "head")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _WHOLE = re.compile(r"[-+]?[0-9]{1,18}")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9]")
@@ -45,8 +48,22 @@ _FLAGS = (
 
 
 def _key(default: Any, sentence: str, *, within: str = "", unit: str = "", choices: tuple[str, ...] = ()) -> Any:
-    """Declare a key; `within` is an interval in the usual notation: `[` and `]` include the end, `(` and `)` don't."""
-    return field(default=default, metadata={"doc": sentence, "within": within, "unit": unit, "choices": choices})
+    """Declare a key; `within` is an interval in the usual notation: `[` and `]` include the end, `(` and `)` don't.
+
+    Of a list it holds for every member, of a map for every value; a map's keys are among `choices`.
+    """
+    metadata = {"doc": sentence, "within": within, "unit": unit, "choices": choices}
+    return (
+        field(default_factory=lambda: default, metadata=metadata)
+        if default == {}
+        else field(default=default, metadata=metadata)
+    )
+
+
+def default_of(name: str) -> Any:
+    """Return what a key is where nothing is said."""
+    key = KEYS[name]
+    return key.default if key.default is not dataclasses.MISSING else key.default_factory()
 
 
 @dataclass(frozen=True)
@@ -56,8 +73,21 @@ class Hyp:
     optimizer: str = _key("AdamW", "update rule", choices=("SGD", "Adam", "AdamW"))
     lr0: float = _key(0.002, "learning rate at the start, once warm-up is over", within="(0, 10]")
     lrf: float = _key(0.01, "learning rate at the end as a share of lr0", within="[0, 1]")
-    schedule: str = _key(
-        "one_cycle", "course of the learning rate from lr0 to lr0*lrf", choices=("one_cycle", "linear", "constant")
+    schedule: str = _key("one_cycle", "course of the learning rate", choices=(*SCHEDULES, CUSTOM))
+    hold: float = _key(0.5, "flat_cosine: share of the run at lr0 before it falls", within="[0, 1]")
+    step_at: tuple[float, ...] = _key(
+        (0.6667, 0.9167), "step: shares of the run at which it falls, each time by the same ratio", within="(0, 1)"
+    )
+    lr_scale: dict[str, float] = _key(
+        {},
+        "multiplies the learning rate of a part of the model",
+        within="(0, 100]",
+        choices=PARTS,
+    )
+    lr_batch_rule: str = _key(
+        "none",
+        "lr0 times effective batch / nominal_batch, or its root",
+        choices=("none", "linear", "sqrt"),
     )
     momentum: float = _key(0.9, "momentum of SGD, beta1 of Adam and AdamW", within="[0, 1)")
     weight_decay: float = _key(0.0005, "decay of weights, never of biases and norms", within="[0, 1]")
@@ -108,15 +138,15 @@ class Hyp:
     def from_dict(cls, values: Mapping[str, Any], source: str = "hyp") -> Hyp:
         """Build from typed values such as a checkpoint's; keys left out take their defaults."""
         faults = [f"{source}: {_unknown(name)}" for name in values if name not in KEYS]
-        known = {name: value for name, value in values.items() if name in KEYS}
+        known = {name: _settled(name, value) for name, value in values.items() if name in KEYS}
         faults += [f"{source}: {name}: {fault}" for name, fault in _value_faults(known).items()]
         _refuse(faults, source)
-        # A whole number in a float's place is kept as a float, so that equal recipes are equal to the last byte.
-        return cls(**{name: float(value) if KEYS[name].type == "float" else value for name, value in known.items()})
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values by key, in the order of declaration."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def to_yaml(self) -> str:
         """Return a yaml file's text: a key a line, with what it means. `load_hyp` reads it back to an equal `Hyp`."""
@@ -126,22 +156,47 @@ class Hyp:
 
 
 KEYS = {key.name: key for key in dataclasses.fields(Hyp)}
+LIST, MAP = "tuple[float, ...]", "dict[str, float]"
+KINDS = {"float": "number", "int": "whole", "bool": "true/false", "str": "word", LIST: "list", MAP: "map"}
 
 
-def load_hyp(path_or_name: str, overrides: list[str] | None = None) -> Hyp:
-    """Read a hyp yaml (a path, or a preset's name such as `yolov7`) and apply `KEY=VALUE` overrides.
+def load_hyp(path_or_name: str, overrides: list[str] | None = None, flags: Mapping[str, str] | None = None) -> Hyp:
+    """Read a hyp yaml (a path, or a preset's name such as `yolov7`) and apply what the command line says.
 
-    Keys left out take their defaults. Raises one `UserError` that lists every fault with file, line, key and value.
+    Keys left out take their defaults. `overrides`: `KEY=VALUE` texts of `--set`, which win over the file. `flags`:
+    {flag: KEY=VALUE} of flags that stand for a key; they win over a preset of ours, and contradict a file of the
+    user's that says otherwise. Raises one `UserError` that lists every fault with file, line, key and value.
     """
-    path = _find(path_or_name)
-    values, faults = _read_yaml(path, str(path_or_name))
+    path, shown, flags = _find(path_or_name), str(path_or_name), flags or {}
+    values, lines, faults = _read_yaml(path, shown)
     changes, override_faults = _read_overrides(overrides or [])
-    _refuse(faults + override_faults, str(path_or_name) if faults else "--set")
-    hyp = values | changes
+    said, flag_faults = _read_flags(flags)
+    if path.resolve().parent != PRESETS:
+        flag_faults += [
+            f"{flag} and {shown}:{lines[name]}: {name}: {_text(values[name])} contradict each other: mend the file, "
+            f"leave the flag out, or write --set {flags[flag]}, which overrides a file"
+            for flag, (name, value) in said.items()
+            if name in values and values[name] != value
+        ]
+    _refuse(faults + override_faults + flag_faults, shown if faults else "the command line")
+    hyp = values | changes | dict(said.values())
+    if hyp.get("schedule") == CUSTOM and "--schedule" not in flags:
+        raise UserError(f"{shown}: schedule: {CUSTOM}: needs its function: --schedule my_module:my_factor")
     try:
         return Hyp(**hyp)
     except UserError as error:  # every value is allowed by itself, so this is two that contradict each other
-        raise UserError(f"{path_or_name}{' with --set' if changes else ''}: {error}") from None
+        raise UserError(f"{shown}{' with the command line' if changes or said else ''}: {error}") from None
+
+
+def _read_flags(flags: Mapping[str, str]) -> tuple[dict[str, tuple[str, Any]], list[str]]:
+    """Return {flag: (key, value)} and the faults of flags that stand for a key."""
+    said, faults = {}, []
+    for flag, text in flags.items():
+        name, _, value_text = text.partition("=")
+        value, fault = _from_text(name, value_text)
+        said[flag] = (name, value)
+        faults += [f"{flag}: {fault}"] if fault else []
+    return said, faults
 
 
 def describe(name: str) -> str:
@@ -153,13 +208,30 @@ def describe(name: str) -> str:
 def hyp_table() -> str:
     """Return the table of all keys for `--help-hyp`: key, default, type, allowed values, unit, meaning."""
     rows = [("key", "default", "type", "allowed", "unit", "meaning")]
-    kinds = {"float": "number", "int": "whole", "bool": "true/false", "str": "word"}
     for name, key in KEYS.items():
-        allowed = "" if key.type == "bool" else _range_text(name)
-        rows.append((name, _text(key.default), kinds[key.type], allowed, key.metadata["unit"], key.metadata["doc"]))
+        rows.append((name, _text(default_of(name)), KINDS[key.type], _allowed_text(name), *_unit_and_doc(key)))
     widths = [max(len(row[column]) for row in rows) for column in range(5)] + [0]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def hyp_markdown() -> str:
+    """Return the same table for the docs, in Markdown, with a column of the classic recipe's values."""
+    classic = load_hyp("yolov7").to_dict()
+    lines = ["| key | default | yolov7 | type | allowed | unit | meaning |", "| --- " * 7 + "|"]
+    for name, key in KEYS.items():
+        values = (f"`{_text(default_of(name))}`", f"`{_text(classic[name])}`", KINDS[key.type])
+        cells = (f"`{name}`", *values, _allowed_text(name).replace("|", ", "), *_unit_and_doc(key))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(line.replace("*", "·") for line in lines) + "\n"
+
+
+def _unit_and_doc(key: dataclasses.Field) -> tuple[str, str]:
+    return key.metadata["unit"], key.metadata["doc"]
+
+
+def _allowed_text(name: str) -> str:
+    return "" if KEYS[name].type == "bool" else _range_text(name)
 
 
 def _find(path_or_name: str) -> Path:
@@ -173,8 +245,8 @@ def _find(path_or_name: str) -> Path:
     raise UserError(f"--hyp {text}: no such file; the presets are {', '.join(presets)}{hint}")
 
 
-def _read_yaml(path: Path, shown: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the file's values by key, and its faults, each with file and line."""
+def _read_yaml(path: Path, shown: str) -> tuple[dict[str, Any], dict[str, int], list[str]]:
+    """Return the file's values by key, the line of each, and the faults, each with file and line."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
@@ -200,7 +272,7 @@ def _read_yaml(path: Path, shown: str) -> tuple[dict[str, Any], list[str]]:
             values[name], fault = _from_node(name, value_node)
             fault = fault and f"{name}: {fault}"
         faults += [f"{shown}:{line}: {fault}"] if fault else []
-    return values, faults
+    return values, first_line, faults
 
 
 def _yaml_fault(error: Exception) -> str:
@@ -215,6 +287,8 @@ def _from_node(name: str, node: yaml.Node) -> tuple[Any, str]:
     The text itself is read by the key's declared type, and yaml's own guesses (1e-3 a string, 012 octal, yes a bool)
     play no part.
     """
+    if KEYS[name].type in (LIST, MAP):
+        return _from_collection(name, node)
     if not isinstance(node, yaml.ScalarNode):
         return None, f"a list or mapping is not allowed here; allowed: {_allowed(name)}"
     if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
@@ -224,12 +298,44 @@ def _from_node(name: str, node: yaml.Node) -> tuple[Any, str]:
     return _from_text(name, node.value)
 
 
+def _from_collection(name: str, node: yaml.Node) -> tuple[Any, str]:
+    """Return the list or map of numbers that a yaml node holds, and its fault."""
+    wanted = yaml.SequenceNode if KEYS[name].type == LIST else yaml.MappingNode
+    members = [item for pair in node.value for item in pair] if isinstance(node, yaml.MappingNode) else node.value
+    if not isinstance(node, wanted) or not all(isinstance(item, yaml.ScalarNode) for item in members):
+        return None, f"not {_kind_text(KEYS[name].type)}; allowed: {_allowed(name)}"
+    if wanted is yaml.SequenceNode:
+        return _from_numbers(name, [("", item.value) for item in members])
+    return _from_numbers(name, [(key.value, value.value) for key, value in node.value])
+
+
+def _from_numbers(name: str, pairs: list[tuple[str, str]]) -> tuple[Any, str]:
+    """Return a list or map from (key, number) texts, and its fault."""
+    for key, text in pairs:
+        if not _NUMBER.fullmatch(text.strip()) or _LEADING_ZERO.match(text.strip()):
+            return None, f"{f'{key}: ' * bool(key)}{text!r} is not a number; allowed: {_allowed(name)}"
+    keys = [key.strip() for key, _ in pairs]
+    if KEYS[name].type == MAP and len(set(keys)) < len(keys):
+        return None, f"{max(keys, key=keys.count)} is given twice"
+    numbers = [float(text) for _, text in pairs]
+    value = tuple(numbers) if KEYS[name].type == LIST else dict(zip(keys, numbers, strict=True))
+    return value, _value_fault(name, value)
+
+
 def _from_text(name: str, text: str) -> tuple[Any, str]:
     """Return the value that `text` spells under the key's type, and its fault (empty where there is none)."""
     kind, choices, text = KEYS[name].type, KEYS[name].metadata["choices"], text.strip()
+    if kind in (LIST, MAP) and text:  # 0.5,0.8 or backbone:0.1,neck:0.5, in brackets or not
+        parts = [part for part in text.strip("[]{} ").split(",") if part.strip()]
+        pairs = [part.rpartition(":") for part in parts]
+        if any(bool(key.strip()) != (kind == MAP) for key, _, _ in pairs):
+            return None, f"{text!r} is not {_kind_text(kind)}; allowed: {_allowed(name)}"
+        return _from_numbers(name, [(key, number) for key, _, number in pairs])
     if not text or text in ("~", "null", "Null", "NULL"):
         return None, f"has no value; allowed: {_allowed(name)}"
     value: Any = text
+    if name == "schedule" and ":" in text:
+        return None, f"{text}: a yaml never names code to run; give --schedule {text} on the command line"
     if kind == "str":
         value = {choice.lower(): choice for choice in choices}.get(text.lower(), text)
     elif kind == "bool":
@@ -278,9 +384,42 @@ def _value_faults(values: Mapping[str, Any]) -> dict[str, str]:
     return {name: fault for name, fault in faults.items() if fault}
 
 
+def _settled(name: str, value: Any) -> Any:
+    """Return a value in its key's own type, so that equal recipes are equal to the last byte: 1 becomes 1.0."""
+
+    def number(member: Any) -> Any:
+        return float(member) if type(member) is int else member
+
+    kind = KEYS[name].type
+    if kind == LIST and isinstance(value, list | tuple):
+        return tuple(number(member) for member in value)
+    if kind == MAP and isinstance(value, Mapping):
+        return {key: number(member) for key, member in value.items()}
+    return number(value) if kind == "float" else value
+
+
+def _collection_fault(name: str, value: Any) -> str:
+    kind, metadata = KEYS[name].type, KEYS[name].metadata
+    if not isinstance(value, tuple if kind == LIST else dict):
+        return f"{value!r} is not {_kind_text(kind)}; allowed: {_allowed(name)}"
+    for key in value if kind == MAP else ():
+        if key not in metadata["choices"]:
+            return f"{key!r} is not one of {', '.join(metadata['choices'])}{suggest(key, metadata['choices'])}"
+    for member in value.values() if kind == MAP else value:
+        if isinstance(member, bool) or not isinstance(member, int | float):
+            return f"{member!r} is not a number; allowed: {_allowed(name)}"
+        if not _inside(member, metadata["within"]):
+            return f"{member} is out of range; allowed: {_allowed(name)}"
+    if kind == LIST and (not value or list(value) != sorted(set(value))):
+        return f"{_text(value)} does not rise from number to number; allowed: {_allowed(name)}"
+    return ""
+
+
 def _value_fault(name: str, value: Any) -> str:
     """Return what is wrong with a typed value: type, not finite, out of range, no such choice; empty where nothing."""
     kind, choices = KEYS[name].type, KEYS[name].metadata["choices"]
+    if kind in (LIST, MAP):
+        return _collection_fault(name, value)
     types = {"float": (float, int), "int": (int,), "bool": (bool,), "str": (str,)}[kind]
     if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
         return f"{value!r} is not {_kind_text(kind)}; allowed: {_allowed(name)}"
@@ -293,9 +432,11 @@ def _value_fault(name: str, value: Any) -> str:
 
 def _contradictions(hyp: Hyp) -> list[str]:
     """Return pairs of values that are allowed by themselves and not together."""
-    if hyp.scale_weight_decay and hyp.nominal_batch == 0:
-        return ["scale_weight_decay: true divides by nominal_batch, which is 0; set one of them otherwise"]
-    return []
+    if hyp.nominal_batch > 0:
+        return []
+    dividing = ["scale_weight_decay: true"] if hyp.scale_weight_decay else []
+    dividing += [] if hyp.lr_batch_rule == "none" else [f"lr_batch_rule: {hyp.lr_batch_rule}"]
+    return [f"{what} divides by nominal_batch, which is 0; set one of them otherwise" for what in dividing]
 
 
 def _inside(value: float, interval: str) -> bool:
@@ -306,21 +447,32 @@ def _inside(value: float, interval: str) -> bool:
 
 
 def _kind_text(kind: str) -> str:
-    return {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a word"}[kind]
+    words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a word"}
+    return words.get(kind) or ("a list of numbers" if kind == LIST else "a map from part to number")
 
 
 def _range_text(name: str) -> str:
     metadata = KEYS[name].metadata
+    if KEYS[name].type == MAP:
+        return f"{'|'.join(metadata['choices'])}: {metadata['within']}"
     return metadata["within"] or "|".join(metadata["choices"]) or "true|false"
 
 
 def _allowed(name: str) -> str:
     kind, within = KEYS[name].type, KEYS[name].metadata["within"]
+    if kind == LIST:
+        return f"a list of rising numbers in {within}, such as {_text(default_of(name))}"
+    if kind == MAP:
+        return f"a map from {', '.join(PARTS)} to numbers in {within}, such as {{backbone: 0.1}}"
     return f"{_kind_text(kind)} in {within}" if within else _range_text(name).replace("|", ", ")
 
 
 def _text(value: Any) -> str:
     """Return a value as yaml text that every yaml reader takes the same way (1e-05 without a dot is text to some)."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_text(member)}' for key, member in value.items())}}}"
     text = repr(value) if isinstance(value, float) else str(value)
     if isinstance(value, bool):
         return text.lower()

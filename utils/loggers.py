@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
+import io
 import sys
 import time
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
+from utils.atomic import cannot_write, replace_file
 from utils.errors import UserError
 
 RESULT_COLUMNS = (
@@ -65,7 +66,8 @@ def build_loggers(run_dir: Path | None, after_epoch: int = 0) -> list[Logger]:
 class CsvLogger:
     """Keep a table with a row an epoch, floats in full precision (`float(text)` gives the number back to the last bit).
 
-    The file is replaced as a whole each time, so a reader or a crash never meets half a row. Columns are those of
+    The file is replaced as a whole each time and flushed to disk, so a reader or a crash never meets half a row, and
+    no row that a checkpoint written later counts on is lost. Columns are those of
     RESULT_COLUMNS, always, and whatever else a row brings; cells without a value stay empty.
     """
 
@@ -95,12 +97,15 @@ class CsvLogger:
 
     def _write(self) -> None:
         columns = dict.fromkeys([*RESULT_COLUMNS, *(name for row in self._rows for name in row)])
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self._rows)
-        os.replace(temporary, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        table = text.getvalue().encode()
+        try:
+            replace_file(self.path, lambda file: file.write(table))
+        except OSError as error:
+            raise cannot_write(self.path, "the table of results", error, len(table)) from error
 
 
 class TensorBoardLogger:
@@ -216,8 +221,12 @@ class Progress:
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a table of text"
+        raise UserError(f"{path}: the table of results could not be read ({reason})") from None
     for line, row in enumerate(rows, start=2):
         if not str(row.get("epoch")).strip().isdecimal() or None in row or None in row.values():
             raise UserError(f"{path}:{line}: not a row of this table, which has a column `epoch` with whole numbers")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -20,8 +22,8 @@ class OptimizerSettings(Protocol):
     """The hyper-parameters that the optimizer reads."""
 
     optimizer: str
-    lr0: float
     momentum: float
+    lr_scale: Mapping[str, float]
 
 
 def parameter_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
@@ -56,21 +58,44 @@ def _group_of(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
     return "decay"
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings, weight_decay: float, fused: bool) -> Optimizer:
+def part_of(model: nn.Module, parts: Mapping[str, float]) -> dict[nn.Parameter, str]:
+    """Return {parameter: part} for the parameters of the named children of `model`.
+
+    Raises:
+        ValueError: the model has no such part.
+    """
+    children = dict(model.named_children())
+    missing = [part for part in parts if part not in children]
+    if missing:
+        raise ValueError(f"the model has no part {missing[0]}; it has {', '.join(children)}")
+    return {parameter: part for part in parts for parameter in children[part].parameters()}
+
+
+def build_optimizer(
+    model: nn.Module, settings: OptimizerSettings, lr: float, weight_decay: float, fused: bool
+) -> Optimizer:
     """Build SGD (Nesterov), Adam or AdamW over the model's named groups.
 
+    A part of the model that `lr_scale` names has groups of its own, `backbone/decay` and so on, whose lr is `lr` times
+    its factor. Every group carries its `name`, its `kind` (decay, no_decay, bias) and its `lr_scale`.
     Adam's first beta is `momentum`, as in the classic recipe; the second is 0.999. `weight_decay` is L2 for SGD and
     Adam, decoupled for AdamW (arXiv:1711.05101), and acts on `decay` alone.
     """
-    groups = [
-        {"name": name, "params": list(members.values()), "weight_decay": weight_decay if name == "decay" else 0.0}
-        for name, members in parameter_groups(model).items()
-        if members
-    ]
+    part = part_of(model, settings.lr_scale)
+    groups: dict[str, dict[str, Any]] = {}
+    for kind, members in parameter_groups(model).items():
+        for parameter in members.values():
+            own = part.get(parameter)
+            scale = settings.lr_scale[own] if own else 1.0
+            options = {"kind": kind, "lr_scale": scale, "lr": lr * scale}
+            options["weight_decay"] = weight_decay if kind == "decay" else 0.0
+            name = f"{own}/{kind}" if own else kind
+            groups.setdefault(name, {"name": name, **options, "params": []})["params"].append(parameter)
+    ordered = list(groups.values())
     if settings.optimizer == "SGD":
-        return SGD(groups, lr=settings.lr0, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=fused)
+        return SGD(ordered, lr=lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=fused)
     kind = {"Adam": Adam, "AdamW": AdamW}[settings.optimizer]
-    return kind(groups, lr=settings.lr0, betas=(settings.momentum, ADAM_BETA2), fused=fused)
+    return kind(ordered, lr=lr, betas=(settings.momentum, ADAM_BETA2), fused=fused)
 
 
 class NamedOptimizerState:
@@ -131,10 +156,23 @@ def scaled_weight_decay(weight_decay: float, effective_batch: int, nominal_batch
     return weight_decay * effective_batch / nominal_batch if nominal_batch else weight_decay
 
 
-def describe_groups(optimizer: Optimizer) -> list[str]:
-    """A line a parameter group: its number of tensors and parameters, and its weight decay."""
-    return [
-        f"group        {group['name']:<9}{len(group['params']):>4} tensors "
-        f"{sum(p.numel() for p in group['params']):>11,} parameters, weight decay {group['weight_decay']:g}"
-        for group in optimizer.param_groups
-    ]
+def scaled_lr(lr0: float, rule: str, effective_batch: int, nominal_batch: int) -> float:
+    """Return lr0 for this batch: as it is (`none`), times the batches' ratio (`linear`, Goyal et al. 2017,
+    arXiv:1706.02677) or its root (`sqrt`, Krizhevsky 2014, arXiv:1404.5997)."""
+    ratio = effective_batch / nominal_batch if nominal_batch else 1.0
+    return lr0 * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]
+
+
+def describe_groups(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """A line a parameter group: tensors, parameters, weight decay, factor on the lr where there is one, an example."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    width = max(len(group["name"]) for group in optimizer.param_groups)
+    lines = []
+    for group in optimizer.param_groups:
+        members = group["params"]
+        scale = "" if group["lr_scale"] == 1 else f", lr x {group['lr_scale']:g}"
+        lines.append(
+            f"group        {group['name']:<{width}} {len(members):>4} tensors {sum(p.numel() for p in members):>11,} "
+            f"parameters, weight decay {group['weight_decay']:g}{scale}, such as {names[members[0]]}"
+        )
+    return lines

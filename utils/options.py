@@ -124,6 +124,12 @@ class TrainOptions(_Options):
         "", "keep the first N stages, or the backbone, as they are", "training", metavar="N|backbone", shown="nothing"
     )
     patience: int = _flag(100, "stop after this many epochs without a better one; 0 = never", "training", low=0)
+    on_divergence: str = _flag(
+        "stop",
+        "when losses stay non-finite: end, or go back to the epoch's start with a tenth of the lr, at most 3 times",
+        "training",
+        choices=("stop", "rollback"),
+    )
     seed: int = _flag(0, "seed of everything random", "training", low=0, high=2**63 - 1)
     resume: str | None = _flag(
         None, "continue the newest run, or that of PATH", "training", metavar="PATH", bare="", shown="a new run"
@@ -131,6 +137,25 @@ class TrainOptions(_Options):
 
     linear_lr: bool = _flag(False, "learning rate falls on a straight line", "learning rate")
     cos_lr: bool = _flag(False, "learning rate falls on a half cosine (one_cycle)", "learning rate")
+    schedule: str = _flag(
+        "",
+        "course of the learning rate: one_cycle, linear, flat_cosine, step, constant, or a function of yours",
+        "learning rate",
+        metavar="NAME|MODULE:FUNCTION",
+        shown="from the hyp",
+    )
+    plan: bool = _flag(False, "print and draw the learning rate of the whole run, and exit", "learning rate")
+    lr_find: bool = _flag(False, "find a learning rate by a range test, and exit", "learning rate")
+    lr_find_from: float = _flag(1e-6, "first learning rate of the range test", "learning rate", low=1e-12, high=100)
+    lr_find_to: float = _flag(1.0, "last learning rate of the range test", "learning rate", low=1e-12, high=100)
+    lr_find_steps: int = _flag(100, "optimizer steps of the range test", "learning rate", low=20, high=100_000)
+    extend: str = _flag(
+        "",
+        "with --resume and --epochs N: how a run that is over goes on",
+        "learning rate",
+        choices=("replan", "tail"),
+        shown="it does not",
+    )
     help_hyp: bool = _flag(False, "print the table of hyper-parameters and exit", "learning rate")
 
     val_period: int = _flag(1, "evaluate every N epochs", "evaluation", low=1)
@@ -159,25 +184,38 @@ class TrainOptions(_Options):
         super().__post_init__()
         if self.freeze and self.freeze != "backbone" and not self.freeze.isdecimal():
             raise UserError(f"--freeze {self.freeze}: allowed: a number of stages, or backbone")
-        if self.linear_lr and self.cos_lr:
-            raise UserError("--linear-lr and --cos-lr contradict each other: give one of them")
         if self.adam and self.optimizer not in ("", "Adam"):
             raise UserError(f"--adam and --optimizer {self.optimizer} contradict each other: give one of them")
+        self._check_learning_rate()
         given = {text.partition("=")[0].strip() for text in self.set}
-        for flag, override in self._flag_overrides().items():
+        for flag, override in self.hyp_flags().items():
             if override.partition("=")[0] in given:
                 raise UserError(
                     f"{flag} and --set {override.partition('=')[0]}=… name the same thing: give one of them"
                 )
 
-    def hyp_overrides(self) -> list[str]:
-        """Return what the command line says about hyper-parameters, `--set` and flags, as `KEY=VALUE` texts."""
-        return [*self.set, *self._flag_overrides().values()]
+    def _check_learning_rate(self) -> None:
+        named = {"--linear-lr": "linear" * self.linear_lr, "--cos-lr": "one_cycle" * self.cos_lr}
+        named[f"--schedule {self.schedule}"] = self.schedule
+        said = [flag for flag, name in named.items() if name]
+        if len({name for name in named.values() if name}) > 1:
+            raise UserError(f"{' and '.join(said)} contradict each other: give one of them")
+        if self.extend and self.resume is None:
+            raise UserError(f"--extend {self.extend}: goes with --resume [PATH] and --epochs N, the new number in all")
+        if self.lr_find and (self.plan or self.resume is not None):
+            raise UserError(f"--lr-find and {'--plan' if self.plan else '--resume'}: give one of them")
+        if self.lr_find_from >= self.lr_find_to:
+            raise UserError(
+                f"--lr-find-from {self.lr_find_from:g}: must be smaller than --lr-find-to {self.lr_find_to:g}"
+            )
 
-    def _flag_overrides(self) -> dict[str, str]:
+    def hyp_flags(self) -> dict[str, str]:
+        """Return the flags that stand for a hyper-parameter, {flag: `KEY=VALUE`}."""
+        named = self.schedule and ("custom" if ":" in self.schedule else self.schedule)
         overrides = {
             "--linear-lr": "schedule=linear" if self.linear_lr else "",
             "--cos-lr": "schedule=one_cycle" if self.cos_lr else "",
+            "--schedule": f"schedule={named}",
             "--adam" if self.adam else "--optimizer": f"optimizer={'Adam' if self.adam else self.optimizer}",
             "--label-smoothing": "" if self.label_smoothing is None else f"label_smoothing={self.label_smoothing}",
             "--multi-scale": "multi_scale=0.5" if self.multi_scale else "",

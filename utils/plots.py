@@ -6,6 +6,7 @@ Charts are drawn by matplotlib, which is imported when the first one is; images 
 from __future__ import annotations
 
 import colorsys
+import copy
 import csv
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from numpy.typing import ArrayLike
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
 
 BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#e6730f", "#2a9134", "#777777"
 MANY_CLASSES = 16  # more than this many curves are drawn in grey, without a legend entry each
@@ -48,6 +51,7 @@ class LearningRateCurve(Protocol):
     close_mosaic_epoch: int | None
     lr: dict[str, np.ndarray]
     momentum: np.ndarray
+    extended: tuple[int, ...]
 
 
 class PrecisionRecallCurves(Protocol):
@@ -86,8 +90,11 @@ def _picture(path: Path, width: float, height: float, layout: str = "constrained
         figure.savefig(path)
 
 
-def plot_lr(curve: LearningRateCurve, path: Path) -> None:
-    """Draw the learning rate of every parameter group, and the momentum, over the whole run, as planned."""
+def plot_lr(curve: LearningRateCurve, path: Path, resumed_step: int = 0) -> None:
+    """Draw the learning rate of every parameter group, and the momentum, over the whole run, as planned.
+
+    What was trained before `resumed_step` (optimizer steps from 0), where a run goes on, is greyed out.
+    """
     steps = len(curve.momentum)
     epochs = np.arange(steps + 1) / curve.steps_per_epoch
     with _picture(path, 10, 6.5) as figure:
@@ -101,12 +108,146 @@ def plot_lr(curve: LearningRateCurve, path: Path) -> None:
                 axes.axvspan(0, curve.warmup_steps / curve.steps_per_epoch, color=ORANGE, alpha=0.12, label="warm-up")
             if curve.close_mosaic_epoch is not None and curve.close_mosaic_epoch < curve.epochs:
                 axes.axvspan(curve.close_mosaic_epoch, curve.epochs, color=GREEN, alpha=0.12, label="without mosaic")
+            for number, epoch in enumerate(curve.extended):
+                axes.axvline(epoch, color=GREY, lw=1.2, ls=":", label="_" * (number > 0) + "extended")
+            if resumed_step:
+                begin = resumed_step / curve.steps_per_epoch
+                axes.axvspan(0, begin, color=GREY, alpha=0.18, lw=0, label="trained before")
+                axes.axvline(begin, color="black", lw=1.2, ls="--", label=f"resumed after {begin:g} epochs")
             axes.set_xlim(0, epochs[-1])
         upper.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
         lower.set_title(f"momentum: {_span(curve.momentum)}", fontsize=10)
         upper.yaxis.set_major_formatter("{x:g}")
         upper.set_ylim(bottom=0)
         lower.set_xlabel(f"epoch ({curve.steps_per_epoch} {_plural('step', curve.steps_per_epoch)} each)")
+
+
+def plot_lr_find(
+    lr: np.ndarray, loss: np.ndarray, smoothed: np.ndarray, marks: dict[str, float], recommended: str, path: Path
+) -> None:
+    """Draw a learning rate range test: loss over lr, and the lrs that were read from it.
+
+    lr, loss, smoothed: float[n]; losses may end in values that are huge or not finite. marks: {name: lr}, may be empty.
+    """
+    low, high = _loss_limits(loss, smoothed)
+    with _picture(path, 10, 6) as figure:
+        axes = figure.subplots()
+        axes.set_xscale("log")
+        for values, style in (
+            (loss, {"color": BLUE, "lw": 0.8, "alpha": 0.45, "label": "loss"}),
+            (smoothed, {"color": BLUE, "lw": 2.4, "label": "smoothed"}),
+        ):
+            shown = np.clip(values, 2 * low - high, 2 * high - low)  # what lies far outside is more than Agg can draw
+            axes.plot(lr, np.where(np.isfinite(values), shown, np.nan), **style)
+        for (name, value), style in zip(marks.items(), _line_styles(), strict=False):
+            chosen = name == recommended
+            color, width = (ORANGE, 2.6) if chosen else (GREY, 1.4)
+            text = f"{name}: {value:.2g}" + (", recommended" if chosen else "")
+            dashes = "-" if chosen else style["linestyle"] if style["linestyle"] != "-" else (0, (8, 2, 1, 2))
+            axes.axvline(value, color=color, lw=width, linestyle=dashes, label=text, zorder=3 if chosen else 1.5)
+        axes.set_ylim(low, high)
+        axes.margins(x=0.02)
+        _tick_decades(axes)
+        axes.set_xlabel("learning rate (lr0)")
+        axes.set_ylabel("training loss")
+        axes.set_title(f"lr0: {marks[recommended]:.2g} ({recommended})" if recommended else "nothing is recommended")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+
+
+def _tick_decades(axes: Axes) -> None:
+    """Plain numbers along a logarithmic x axis, also where it spans less than a decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,), numticks=10))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _loss_limits(loss: np.ndarray, smoothed: np.ndarray) -> tuple[float, float]:
+    """Limits of the y axis that show the fall of a loss, and of its rise at the end no more than the start's height."""
+    known = np.isfinite(smoothed)
+    if not known.any():
+        return 0.0, 1.0
+    loss, smoothed = loss[known], smoothed[known]
+    fall = slice(0, max(int(smoothed.argmin()), len(loss) // 4) + 1)
+    low = min(smoothed.min(), np.percentile(loss, 1))
+    high = max(smoothed[fall].max(), np.percentile(loss[fall], 98))
+    margin = 0.08 * (high - low) or 0.1 * abs(low) or 1.0
+    return float(low - margin), float(high + margin)
+
+
+def plot_lr_scheduler(
+    optimizer: Optimizer, scheduler: LRScheduler, epochs: int, save_dir: str | Path = ""
+) -> dict[str | int, np.ndarray]:
+    """Draw what a scheduler of torch would do to the lr of every parameter group, into `save_dir`/LR.png.
+
+    The optimizer and the scheduler stay as they are: copies of the scheduler and of the groups' options are stepped,
+    parameters and optimizer state are neither copied nor touched. (The popular function of this name copies the
+    optimizer shallowly: the groups, and with them the lr, are those of the real one.)
+
+    Args:
+        scheduler: any that is stepped once an epoch without arguments, new or in the middle of a run. What it would do
+            from where it is now is drawn, on an axis that starts at its current epoch.
+        epochs: how many to draw.
+
+    Returns:
+        {name, or else index, of a group: float64[epochs]}, the lr used in each epoch.
+
+    Raises:
+        ValueError: the scheduler is of another optimizer, needs a metric, or ends earlier (`OneCycleLR`).
+    """
+    rows, first = _scheduled_lrs(optimizer, scheduler, epochs)
+    names = [group.get("name", index) for index, group in enumerate(optimizer.param_groups)]
+    keys = names if len(set(names)) == len(names) else range(len(names))
+    lrs: dict[str | int, np.ndarray] = dict(zip(keys, rows.T, strict=True))
+    with _picture(Path(save_dir) / "LR.png", 10, 4.5) as figure:
+        axes = figure.subplots()
+        for (key, values), style in zip(lrs.items(), _line_styles(), strict=False):
+            name = f"group {key}" if isinstance(key, int) else key
+            _draw_steps(axes, np.arange(first, first + epochs + 1), values, f"{name}: {_span(values)}", **style)
+        axes.set_xlim(first, first + epochs)
+        axes.set_ylim(bottom=min(0, rows.min()))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("learning rate")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return lrs
+
+
+def _scheduled_lrs(optimizer: Optimizer, scheduler: LRScheduler, epochs: int) -> tuple[np.ndarray, int]:
+    """float64[epochs, groups]: the lrs from the scheduler's current epoch on, and that epoch."""
+    from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ValueError("ReduceLROnPlateau follows a metric: its learning rate is not known before the run")
+    if scheduler.optimizer is not optimizer:
+        raise ValueError("the scheduler is of another optimizer: its learning rates are not this one's")
+    if epochs < 1:
+        raise ValueError(f"{epochs} epochs: allowed are 1 or more")
+    memo: dict[int, Any] = {id(tensor): tensor for group in optimizer.param_groups for tensor in group["params"]}
+    groups = copy.deepcopy(optimizer.param_groups, memo)
+    # Not by copy(), whose __setstate__ may write into what the two share.
+    stand_in = object.__new__(type(optimizer))
+    stand_in.__dict__.update(optimizer.__dict__, param_groups=groups, state={})
+    memo[id(optimizer)] = stand_in
+    twin = copy.deepcopy(scheduler, memo)
+    rows = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a step before the optimizer's: there is none to wait for
+        for epoch in range(epochs):
+            if epoch:
+                twin.step()
+            rows.append([float(group["lr"]) for group in stand_in.param_groups])
+    return np.array(rows, np.float64), _current_epoch(scheduler)
+
+
+def _current_epoch(scheduler: LRScheduler) -> int:
+    """`last_epoch`; a `ChainedScheduler` leaves it to its members."""
+    if hasattr(scheduler, "last_epoch"):
+        return scheduler.last_epoch
+    return _current_epoch(scheduler._schedulers[0])
 
 
 def plot_results(csv_path: Path, path: Path) -> None:

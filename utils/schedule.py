@@ -6,15 +6,21 @@ by in an epoch; warm-up is a pure function of the iteration on top.
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import math
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from utils.errors import UserError
 
 Factor = Callable[[int], float]
 
@@ -22,9 +28,10 @@ Factor = Callable[[int], float]
 class ScheduleSettings(Protocol):
     """The hyper-parameters that the schedule reads."""
 
-    lr0: float
     lrf: float
     schedule: str
+    hold: float
+    step_at: tuple[float, ...]
     momentum: float
     warmup_epochs: float
     warmup_momentum: float
@@ -60,28 +67,114 @@ def one_cycle(y1: float, y2: float, steps: int) -> Factor:
     return factor
 
 
-def build_factor(settings: ScheduleSettings, epochs: int) -> Factor:
+def flat_cosine(lrf: float, epochs: int, hold: float, tail: int) -> Factor:
+    """Stay at 1 for the share `hold` of the run, fall on a half cosine, stay at `lrf` for the last `tail` epochs.
+
+    The tail takes at most half of what `hold` leaves, so that there is always a slope. Without a tail the last epoch
+    is a little above `lrf`, as with `one_cycle`.
+    """
+    held = _round(hold * epochs)
+    tail = min(tail, (epochs - held) // 2)
+    fall = one_cycle(1.0, lrf, max(epochs - held - tail, 1))
+    return lambda epoch: lrf if tail and epoch >= epochs - tail else fall(epoch - held)
+
+
+def step(lrf: float, epochs: int, at: Sequence[float]) -> Factor:
+    """Fall at the given shares of the run, each time by the same ratio, so that `lrf` is reached with the last one."""
+    falls = [_round(share * epochs) for share in at]
+    return lambda epoch: lrf ** (sum(fall <= epoch for fall in falls) / len(falls))
+
+
+def _round(x: float) -> int:
+    """Halves go up, unlike those of Python's `round`."""
+    return math.floor(x + 0.5)
+
+
+@dataclass(frozen=True)
+class CustomFactor:
+    """A schedule of the user's: `function(epoch, epochs, lrf)` returns the factor on lr0, epochs counted from 0.
+
+    sha256: of the source file that the function comes from.
+    """
+
+    spec: str
+    sha256: str
+    function: Callable[[int, int, float], float]
+
+
+def load_custom(spec: str) -> CustomFactor:
+    """Import `MODULE:FUNCTION` from the working directory or from where Python finds modules.
+
+    Only ever called with what the user typed: nothing in a file names code to run. Raises `UserError`.
+    """
+    module_name, _, name = spec.partition(":")
+    flag = f"--schedule {spec}"
+    if not all(word.isidentifier() for word in (*module_name.split("."), name)):
+        raise UserError(f"{flag}: write MODULE:FUNCTION, such as my_schedules:my_factor (no path, no .py)")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the module is the user's: anything can happen in it
+        raise UserError(f"{flag}: {module_name} can't be imported: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.pop(0)
+    function, file = getattr(module, name, None), getattr(module, "__file__", None)
+    if not callable(function):
+        raise UserError(f"{flag}: {module_name} has no function {name}")
+    if not file:
+        raise UserError(f"{flag}: {module_name} has no source file")
+    return CustomFactor(spec, hashlib.sha256(Path(file).read_bytes()).hexdigest(), function)
+
+
+def tabulate(custom: CustomFactor, epochs: int, lrf: float) -> Factor:
+    """Ask the user's function once for every epoch; what it then says is a table, and can't change.
+
+    Raises:
+        UserError: it fails, it gives another answer when asked again, or a factor isn't a number from 0 on.
+    """
+
+    def ask() -> list[float]:
+        return [float(custom.function(epoch, epochs, lrf)) for epoch in range(epochs)]
+
+    try:
+        table, again = ask(), ask()
+    except Exception as error:
+        raise UserError(f"--schedule {custom.spec}: failed: {type(error).__name__}: {error}") from None
+    for epoch, value in enumerate(table):
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"--schedule {custom.spec}: gives {value} for epoch {epoch}: must be a number from 0 on")
+    if table != again:
+        raise UserError(
+            f"--schedule {custom.spec}: gives other factors when asked again: it must depend on nothing else"
+        )
+    return lambda epoch: table[min(max(epoch, 0), epochs - 1)]
+
+
+def build_factor(settings: ScheduleSettings, epochs: int, custom: CustomFactor | None = None) -> Factor:
     """Return the factor that `schedule:` names."""
-    if settings.schedule == "linear":
-        return linear(settings.lrf, epochs)
-    if settings.schedule == "constant":
-        return lambda epoch: 1.0
-    return one_cycle(1.0, settings.lrf, epochs)
+    if settings.schedule == "custom":
+        assert custom is not None, "the command line was to bring it"
+        return tabulate(custom, epochs, settings.lrf)
+    return {
+        "one_cycle": one_cycle(1.0, settings.lrf, epochs),
+        "linear": linear(settings.lrf, epochs),
+        "flat_cosine": flat_cosine(settings.lrf, epochs, settings.hold, settings.close_mosaic),
+        "step": step(settings.lrf, epochs, settings.step_at),
+        "constant": lambda epoch: 1.0,
+    }[settings.schedule]
 
 
 @dataclass(frozen=True)
 class Warmup:
     """The first `steps` iterations: values move in a straight line from a start to what the schedule asks for.
 
-    Bias groups start at `bias_lr`, the others at 0, momentum at `momentum`.
+    The lr of bias groups starts at `warmup_bias_lr`, that of the others at 0, momentum at `momentum`.
     """
 
     steps: int
-    bias_lr: float
     momentum: float
 
-    def lr(self, group: str, target: float, step: int) -> float:
-        start = self.bias_lr if group.startswith("bias") else 0.0
+    def lr(self, start: float, target: float, step: int) -> float:
         return self._move(start, target, step)
 
     def momentum_at(self, target: float, step: int) -> float:
@@ -96,12 +189,111 @@ def build_warmup(settings: ScheduleSettings, epochs: int, steps_per_epoch: int) 
     """Warm up for `warmup_epochs`, but for no more than `warmup_max_fraction` of the run, however short."""
     wanted = round(settings.warmup_epochs * steps_per_epoch)
     most = int(settings.warmup_max_fraction * epochs * steps_per_epoch)
-    return Warmup(min(wanted, most), settings.warmup_bias_lr, settings.warmup_momentum)
+    return Warmup(min(wanted, most), settings.warmup_momentum)
+
+
+class Extension(NamedTuple):
+    """How a run that was over goes on: from epoch `at` to `epochs`, by `replan` or `tail` (see `Course`)."""
+
+    at: int
+    epochs: int
+    mode: str
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long the run was planned, and how it was extended.
+
+    `replan` takes the same formula over the new length, from the extension on; `tail` stays at the last lr.
+    """
+
+    first: int
+    extensions: tuple[Extension, ...] = ()
+
+    @property
+    def epochs(self) -> int:
+        return self.extensions[-1].epochs if self.extensions else self.first
+
+    @property
+    def planned(self) -> int:
+        """The length that the formula in force was made for; `close_mosaic` counts back from it."""
+        return next((e.epochs for e in reversed(self.extensions) if e.mode == "replan"), self.first)
+
+    def extend(self, at: int, epochs: int, mode: str) -> Course:
+        return Course(self.first, (*self.extensions, Extension(at, epochs, mode)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {"first": self.first, "extensions": [list(extension) for extension in self.extensions]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Course:
+        return cls(values["first"], tuple(Extension(*extension) for extension in values["extensions"]))
+
+
+class Stage(NamedTuple):
+    """From epoch `start` on, this formula holds."""
+
+    start: int
+    factor: Factor
+    warmup: Warmup
+
+
+class Schedule:
+    """Factor and warm-up over the whole course of a run, extensions included: pure functions of epoch and step."""
+
+    def __init__(
+        self, settings: ScheduleSettings, course: Course, steps_per_epoch: int, custom: CustomFactor | None = None
+    ) -> None:
+        self.course, self.steps_per_epoch, self.target_momentum = course, steps_per_epoch, settings.momentum
+
+        def formula(start: int, epochs: int) -> Stage:
+            factor = build_factor(settings, epochs, custom)
+            return Stage(start, factor, build_warmup(settings, epochs, steps_per_epoch))
+
+        self.stages = [formula(0, course.first)]
+        for at, epochs, mode in course.extensions:
+            before = self.stages[-1]
+            last = before.factor(at - 1)
+            tail = Stage(at, lambda epoch, last=last: last, before.warmup)
+            self.stages.append(tail if mode == "tail" else formula(at, epochs))
+
+    def stage(self, epoch: int) -> Stage:
+        return next(stage for stage in reversed(self.stages) if stage.start <= max(epoch, 0))
+
+    def factor(self, epoch: int) -> float:
+        return self.stage(epoch).factor(epoch)
+
+    def warmup(self, step: int) -> Warmup:
+        return self.stage(step // self.steps_per_epoch).warmup
+
+    def momentum(self, step: int) -> float:
+        return self.warmup(step).momentum_at(self.target_momentum, step)
+
+
+class GroupRate(NamedTuple):
+    """base: the lr of a parameter group that the factor multiplies.  start: its lr at the start of the warm-up."""
+
+    base: float
+    start: float = 0.0
+
+
+def group_rates(optimizer: Optimizer, warmup_bias_lr: float) -> dict[str, GroupRate]:
+    """Return the rates of the optimizer's named groups; a part's `lr_scale` holds for its warm-up, too."""
+    return {
+        group["name"]: GroupRate(
+            group.get("initial_lr", group["lr"]), warmup_bias_lr * group["lr_scale"] if group["kind"] == "bias" else 0.0
+        )
+        for group in optimizer.param_groups
+    }
 
 
 @dataclass(frozen=True)
 class LRCurve:
-    """What every iteration of a run uses: arrays of `epochs · steps_per_epoch` float64 values."""
+    """What every iteration of a run uses: arrays of `epochs · steps_per_epoch` float64 values.
+
+    extended: epochs from which on a formula over another length holds.
+    """
 
     epochs: int
     steps_per_epoch: int
@@ -109,24 +301,34 @@ class LRCurve:
     close_mosaic_epoch: int | None
     lr: dict[str, np.ndarray]
     momentum: np.ndarray
+    extended: tuple[int, ...] = ()
 
 
-def lr_curve(settings: ScheduleSettings, epochs: int, steps_per_epoch: int, base_lrs: dict[str, float]) -> LRCurve:
+def lr_curve(schedule: Schedule, rates: dict[str, GroupRate], close_mosaic: int) -> LRCurve:
     """Compute lr and momentum of every iteration before the run starts.
 
     Args:
-        base_lrs: {group name: lr that the factor multiplies}.
+        rates: {group name: its rates}.  close_mosaic: epochs at the end of the plan that train without mosaic.
     """
-    factor, warmup = build_factor(settings, epochs), build_warmup(settings, epochs, steps_per_epoch)
-    factors = [factor(epoch) for epoch in range(epochs)]
-    steps = range(epochs * steps_per_epoch)
+    course, steps_per_epoch = schedule.course, schedule.steps_per_epoch
+    factors = [schedule.factor(epoch) for epoch in range(course.epochs)]
+    warmups = [schedule.stage(epoch).warmup for epoch in range(course.epochs)]
+    steps = [(step, step // steps_per_epoch) for step in range(course.epochs * steps_per_epoch)]
     lr = {
-        group: np.array([warmup.lr(group, base * factors[step // steps_per_epoch], step) for step in steps])
-        for group, base in base_lrs.items()
+        group: np.array([warmups[epoch].lr(start, base * factors[epoch], step) for step, epoch in steps])
+        for group, (base, start) in rates.items()
     }
-    momentum = np.array([warmup.momentum_at(settings.momentum, step) for step in steps])
-    closing = max(epochs - settings.close_mosaic, 0) if settings.close_mosaic > 0 else None
-    return LRCurve(epochs, steps_per_epoch, warmup.steps, closing, lr, momentum)
+    momentum = np.array([warmups[epoch].momentum_at(schedule.target_momentum, step) for step, epoch in steps])
+    closing = max(course.planned - close_mosaic, 0) if close_mosaic > 0 else None
+    return LRCurve(
+        epochs=course.epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_steps=schedule.stages[0].warmup.steps,
+        close_mosaic_epoch=closing,
+        lr=lr,
+        momentum=momentum,
+        extended=tuple(extension.at for extension in course.extensions),
+    )
 
 
 def set_momentum(group: dict[str, Any], momentum: float) -> None:
@@ -140,21 +342,22 @@ def set_momentum(group: dict[str, Any], momentum: float) -> None:
 class LearningRate:
     """`LambdaLR`, stepped once an epoch, with the warm-up on top.
 
-    Call `apply(step)` before each optimizer step, `end_epoch()` after the last one of an epoch. The whole state is
-    the scheduler's own.
+    Call `apply(step)` before each optimizer step, `end_epoch()` after the last one of an epoch, and `refresh()` once a
+    saved state was loaded. The whole state is the scheduler's own.
     """
 
-    def __init__(self, optimizer: Optimizer, settings: ScheduleSettings, epochs: int, steps_per_epoch: int) -> None:
-        self.optimizer, self.settings = optimizer, settings
-        self.warmup = build_warmup(settings, epochs, steps_per_epoch)
-        self.scheduler = LambdaLR(optimizer, lr_lambda=build_factor(settings, epochs))
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, rates: dict[str, GroupRate]) -> None:
+        self.optimizer, self.schedule, self.rates = optimizer, schedule, rates
+        self.scheduler = LambdaLR(optimizer, lr_lambda=schedule.factor)
         self._applied: dict[str, float] = {}
 
     def apply(self, step: int) -> None:
         """Set lr and momentum of every group for iteration `step` (counted from 0 over the whole run)."""
+        warmup, momentum = self.schedule.warmup(step), self.schedule.momentum(step)
         for group, target in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = self._applied[group["name"]] = self.warmup.lr(group["name"], target, step)
-            set_momentum(group, self.warmup.momentum_at(self.settings.momentum, step))
+            start = self.rates[group["name"]].start
+            group["lr"] = self._applied[group["name"]] = warmup.lr(start, target, step)
+            set_momentum(group, momentum)
 
     def end_epoch(self) -> None:
         # A run may go on from after its epoch's last step: this process then called no `apply`, and took no step.
@@ -162,6 +365,11 @@ class LearningRate:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             self.scheduler.step()
+
+    def refresh(self) -> None:
+        """Compute the coming epoch's lr anew: an extension changes the formula, and a saved lr is by the old one."""
+        factor = self.schedule.factor(self.scheduler.last_epoch)
+        self.scheduler._last_lr = [base * factor for base in self.scheduler.base_lrs]
 
     def current(self) -> dict[str, float]:
         """The lr of each group that the last optimizer step used (after an epoch the optimizer has the next one's)."""
@@ -177,8 +385,18 @@ def describe_curve(curve: LRCurve) -> list[str]:
     ]
     marks = {total * 3 // 4: "3/4", total // 2: "1/2", total // 4: "1/4", curve.warmup_steps: "warm", 0: "first"}
     marks = {step: marks[step] for step in sorted(marks) if step < total - 1} | {total - 1: "last"}
-    lines.append("at           " + "".join(f"{name:>12}" for name in marks.values()))
-    for group, values in curve.lr.items():
-        lines.append(f"lr/{group:<10}" + "".join(f"{values[step]:>12.6g}" for step in marks))
-    lines.append("momentum     " + "".join(f"{curve.momentum[step]:>12.6g}" for step in marks))
+    rows = {f"lr/{group}": values for group, values in curve.lr.items()} | {"momentum": curve.momentum}
+    width = max(13, 1 + max(map(len, rows)))
+    lines.append(f"{'at':<{width}}" + "".join(f"{name:>12}" for name in marks.values()))
+    lines += [f"{name:<{width}}" + "".join(f"{values[step]:>12.6g}" for step in marks) for name, values in rows.items()]
     return lines
+
+
+def describe_jump(before: Schedule, after: Schedule, at: int, lr0: float) -> str:
+    """Say what an extension does to the lr of groups at `lr0`: from the last epoch trained to the next one."""
+    old, new = lr0 * before.factor(at - 1), lr0 * after.factor(at)
+    jump = "no jump" if new == old else f"x {new / old:.3g}" if old > 0 else "from nothing"
+    last = lr0 * after.factor(after.course.epochs - 1)
+    return (
+        f"lr {old:.6g} in epoch {at} -> {new:.6g} in epoch {at + 1} ({jump}), {last:.6g} in epoch {after.course.epochs}"
+    )

@@ -12,6 +12,7 @@ class EarlyStopping:
     def __init__(self, patience: int) -> None:
         self.patience = patience
         self.best_fitness, self.best_epoch = -1.0, -1
+        self.since = 0  # the epoch that patience counts from, at the earliest
 
     def update(self, epoch: int, fitness: float) -> bool:
         """Take in an epoch's fitness; return True where it is the best so far."""
@@ -21,10 +22,15 @@ class EarlyStopping:
         return better
 
     def should_stop(self, epoch: int) -> bool:
-        return self.patience > 0 and self.best_epoch >= 0 and epoch - self.best_epoch >= self.patience
+        return self.patience > 0 and self.best_epoch >= 0 and epoch - max(self.best_epoch, self.since) >= self.patience
+
+    def restart(self, epoch: int) -> None:
+        """Be as patient again as at the start: a run that was over goes on from `epoch`."""
+        self.since = epoch
 
     def state_dict(self) -> dict[str, float | int]:
-        return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}
+        return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch, "since": self.since}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
         self.best_fitness, self.best_epoch = float(state["best_fitness"]), int(state["best_epoch"])
+        self.since = int(state["since"])

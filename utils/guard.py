@@ -1,0 +1,276 @@
+"""The guard of a run: an optimizer step with a number in it that is not finite leaves no trace, and a run of such steps
+is the end of the training or, where asked for, a way back."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from utils import dist
+from utils.errors import TrainingDiverged
+
+MAX_SKIPPED_IN_A_ROW = 20  # fp16 starts with a scale of 2^16 and may halve it that often before it is at fault
+LOOK_EVERY = 10  # steps between looks at the device's count of skips
+MAX_ROLLBACKS = 3
+ROLLBACK_LR = 0.1  # what a rollback multiplies the learning rate by
+
+
+class StepGuard:
+    """Decide on the device whether a step is taken; one that is not changes nothing but the count of skips.
+
+    A step is skipped where its loss, its gradients, or a buffer of the model (batch-norm statistics) after its forward
+    passes is not finite, on any process. Fused optimizers then leave weights and state as they are (`found_inf`, which
+    gradient scaling uses for the same); others get no gradients, which costs a wait for the device. Buffers are put
+    back to what they were after the last good step. Losses that are not finite are not counted.
+
+    After `MAX_SKIPPED_IN_A_ROW` skips no further step is taken; the host learns of it up to 2·`LOOK_EVERY` steps later,
+    without waiting, and finds everything as it was when the last good step was done.
+
+    Call `begin` before the steps of an epoch, `add` for each batch, `decide` between clipping and the optimizer's step,
+    `end_epoch` after the last. `skipped` is then the step's flag, a scalar bool on the device.
+
+    Args:
+        model: all its buffers are guarded.
+        name: gives the file of an image by its place in the index.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, name: Callable[[int], str]) -> None:
+        self.model, self.optimizer, self.name = model, optimizer, name
+        self.device = next(model.parameters()).device
+        self.fused = all(group.get("fused") for group in optimizer.param_groups)
+        self.rollbacks = 0
+        self.in_a_row = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.skipped = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._buffers: list[_Buffers] = []
+        self._loss: Tensor | None = None
+        self._recent: deque[tuple[int, Tensor]] = deque(maxlen=2 * LOOK_EVERY + 1)
+        self._report: _Report | None = None
+        if self.fused:
+            optimizer.register_step_pre_hook(self._tell_optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": self.in_a_row.clone(), "rollbacks": self.rollbacks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a saved state; the model's buffers, as `begin` finds them, are the good ones."""
+        self.in_a_row = state["in_a_row"].to(self.device, copy=True)
+        self.rollbacks = state["rollbacks"]
+        self._buffers, self._report, self._loss = [], None, None
+        self._recent.clear()
+
+    def begin(self) -> None:
+        """Get ready for steps; between epochs nothing is copied anew, so that a buffer broken there is mended too."""
+        self._loss = None
+        if not self._buffers:
+            by_type: dict[torch.dtype, list[Tensor]] = {}
+            for buffer in self.model.buffers():
+                by_type.setdefault(buffer.dtype, []).append(buffer)
+            self._buffers = [_Buffers(buffers) for buffers in by_type.values()]
+        if self.fused and isinstance(self.optimizer, SGD):
+            self._start_momentum()
+
+    def add(self, parts: Tensor, indices: Tensor) -> None:
+        """Take in a batch: its mean losses, and the places `[B]` of its images in the index."""
+        images = len(indices)
+        weighted = torch.cat([parts * images, parts.new_tensor([images])])
+        self._loss = weighted if self._loss is None else self._loss + weighted
+        self._indices = indices
+
+    @torch.no_grad()
+    def decide(self, means: dict[str, Tensor], step: int, norm: Tensor) -> Tensor:
+        """Decide on step number `step`, put buffers right, and return `skipped`.
+
+        Args:
+            means: gets the losses of the batches since the last step added to `loss` (`[4]`: box, cls and dfl times
+                images, images), if they are finite.
+            norm: of all gradients before clipping; scaled ones are to be unscaled before.
+
+        Raises:
+            TrainingDiverged: too many steps in a row were skipped.
+        """
+        assert self._loss is not None
+        finite_loss = torch.isfinite(self._loss).all()
+        finite = torch.isfinite(norm) & finite_loss
+        for buffers in self._buffers:
+            finite = finite & buffers.gather()
+        broken = dist.mean((~finite).float()) > 0
+        self.skipped = broken | (self.in_a_row >= MAX_SKIPPED_IN_A_ROW)
+        for buffers in self._buffers:
+            buffers.settle(self.skipped)
+        self.in_a_row = torch.where(self.skipped, self.in_a_row + 1, 0)
+        counted = torch.where(finite_loss, self._loss, 0.0)
+        means["loss"] = means["loss"].to(counted.device) + counted if "loss" in means else counted
+        self._loss = None
+        self._recent.append((step, self._indices))
+        if not self.fused and self.skipped:
+            self.optimizer.zero_grad(set_to_none=True)
+        if step % LOOK_EVERY == 0:
+            self._look(step)
+        return self.skipped
+
+    def end_epoch(self, means: Mapping[str, Tensor], epoch: int) -> None:
+        """Look at how the epoch (counted from 0) went, waiting for the device.
+
+        Raises:
+            TrainingDiverged: too many steps in a row were skipped, or no loss of the epoch was finite.
+        """
+        step = self._recent[-1][0] if self._recent else 0
+        self._judge(_Report(step, self.in_a_row))
+        if "loss" in means and not dist.mean(means["loss"][3].clone()).item():
+            raise TrainingDiverged(
+                f"epoch {epoch + 1}: the training loss is not finite, in none of its steps; {self._advice(step)}"
+            )
+
+    def _tell_optimizer(self, optimizer: Optimizer, *_: Any) -> None:
+        optimizer.found_inf = self.skipped.float()  # what gradient scaling found there is among the reasons to skip
+
+    def _start_momentum(self) -> None:
+        """Fused SGD takes uninitialised memory for its first momentum, and a step it skips leaves it like that.
+
+        Zeros give the same first step: momentum · 0 + gradient.
+        """
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"] if group["momentum"] > 0 or group["nesterov"] else ():
+                state = self.optimizer.state[parameter]
+                if state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def _look(self, step: int) -> None:
+        """Judge what was counted at the last look, and have today's count brought over meanwhile."""
+        report, self._report = self._report, _Report(step, self.in_a_row)
+        if report is not None:
+            self._judge(report)
+
+    def _judge(self, report: _Report) -> None:
+        excess = report.read() - MAX_SKIPPED_IN_A_ROW
+        if excess >= 0:
+            step = report.step - excess
+            raise TrainingDiverged(
+                f"step {step + 1}: the training loss or its gradients were not finite, {MAX_SKIPPED_IN_A_ROW} steps in "
+                f"a row; {self._advice(step)}"
+            )
+
+    def _advice(self, step: int) -> str:
+        files = [self.name(i) for number, indices in self._recent if number == step for i in indices.tolist()]
+        images = f"; images of the last batch: {', '.join(files)}" if files else ""
+        return f"the last checkpoint stands: try a smaller lr0, or --amp off{images}"
+
+
+class _Buffers:
+    """A model's buffers of one type, with a copy of what they were after the last good step, in one piece."""
+
+    def __init__(self, buffers: list[Tensor]) -> None:
+        self.buffers = buffers
+        self.good = self.now = torch.cat([buffer.flatten() for buffer in buffers])
+
+    def gather(self) -> Tensor:
+        """Read what they are now; return whether all of it is finite (a scalar bool)."""
+        self.now = torch.cat([buffer.flatten() for buffer in self.buffers])
+        return torch.isfinite(self.now).all()
+
+    def settle(self, skipped: Tensor) -> None:
+        """Keep what they are now, or put back what they were."""
+        self.good = torch.where(skipped, self.good, self.now)
+        pieces = self.good.split([buffer.numel() for buffer in self.buffers])
+        torch._foreach_copy_(self.buffers, [p.view_as(b) for p, b in zip(pieces, self.buffers, strict=True)])
+
+
+class _Report:
+    """A count on its way from the device: asked for at one step, read some steps later, when it has long arrived."""
+
+    def __init__(self, step: int, count: Tensor) -> None:
+        self.step, self.count, self.arrived = step, count, None
+        if count.is_cuda:
+            self.count = torch.empty((), dtype=count.dtype, pin_memory=True).copy_(count, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def read(self) -> int:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return int(self.count)
+
+
+class Recovery(Protocol):
+    """What is done when a run diverges."""
+
+    def keep(self, at_start: bool) -> None:
+        """Called before an epoch is trained (`at_start`), or the rest of one."""
+
+    def recover(self, error: TrainingDiverged) -> None:
+        """Bring the run back to where it can go on, or raise `error`."""
+
+
+class Stop:
+    """`--on-divergence stop`: the error is the end."""
+
+    def keep(self, at_start: bool) -> None:
+        """Nothing is needed for that."""
+
+    def recover(self, error: TrainingDiverged) -> None:
+        raise error
+
+
+class Rollback:
+    """`--on-divergence rollback`: back to the start of the epoch with a lower learning rate, a few times a run.
+
+    The state to go back to is a file of its own, so that an interrupted run goes back to the very same.
+
+    Args:
+        guard: counts the rollbacks, as part of the state.
+        scheduler: its learning rates are multiplied by `ROLLBACK_LR` at each.
+        path: the file.  save: writes the state there.  load: takes it from there.
+        say: tells the user.
+    """
+
+    def __init__(
+        self,
+        guard: StepGuard,
+        scheduler: LRScheduler,
+        path: Path,
+        save: Callable[[Path], None],
+        load: Callable[[Path], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.guard, self.scheduler = guard, scheduler
+        self.path, self.save, self.load, self.say = path, save, load, say
+
+    def keep(self, at_start: bool) -> None:
+        if at_start or not self.path.exists():
+            self.save(self.path)
+
+    def recover(self, error: TrainingDiverged) -> None:
+        """Go back, or raise `error` where `MAX_ROLLBACKS` were of no use."""
+        count = self.guard.rollbacks + 1
+        if count > MAX_ROLLBACKS:
+            raise error
+        self.load(self.path)
+        # A run that was interrupted between its start and its fault finds a file that is lowered already.
+        lower_lr(self.scheduler, ROLLBACK_LR ** (count - self.guard.rollbacks))
+        self.guard.rollbacks = count
+        self.save(self.path)
+        self.say(
+            f"diverged     {error}\nrolled back  to the start of the epoch, {count} of at most {MAX_ROLLBACKS} times; "
+            f"from here on every learning rate is {ROLLBACK_LR**count:g} times the planned one"
+        )
+
+
+def lower_lr(scheduler: LRScheduler, factor: float) -> None:
+    """Multiply by `factor` all that the schedule gives from here on. It is part of the scheduler's state."""
+    scheduler.base_lrs = [lr * factor for lr in scheduler.base_lrs]
+    scheduler._last_lr = [lr * factor for lr in scheduler.get_last_lr()]
+    for group in scheduler.optimizer.param_groups:
+        group["lr"], group["initial_lr"] = group["lr"] * factor, group["initial_lr"] * factor
+
+
+def finite_only(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row without the numbers that are not finite: its table has empty cells there."""
+    return {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}

@@ -1,0 +1,129 @@
+"""What a run starts from: nothing, or the state of one that was interrupted or is over and goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from utils.checkpoint import load_state
+from utils.errors import UserError
+from utils.hyp import Hyp, load_hyp
+from utils.options import TrainOptions
+from utils.schedule import Course, CustomFactor, Schedule, describe_jump, load_custom
+from utils.stopping import EarlyStopping
+
+# What may differ when a run goes on: nothing of it changes the weights.
+FREE_ON_RESUME = {"resume", "device", "workers", "cache", "noplots", "download", "project", "nosave", "save_period"}
+FREE_ON_RESUME |= {"plan", "extend", "on_divergence", "save_minutes", "force"}
+FREE_ON_EXTEND = {"epochs", "patience"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Hyper-parameters and a course; and for a run that goes on its saved state, its folder, and whether by force."""
+
+    hyp: Hyp
+    course: Course
+    custom: CustomFactor | None = None
+    content: dict[str, Any] | None = None
+    folder: Path | None = None
+    force: bool = False
+
+    @property
+    def before(self) -> Course:
+        """The course without its last extension."""
+        return replace(self.course, extensions=self.course.extensions[:-1])
+
+    def jump(self, before: Course, after: Course, epoch: int) -> str:
+        """Say what an extension at `epoch` does to the lr."""
+        schedules = (Schedule(self.hyp, course, 1, self.custom) for course in (before, after))
+        return describe_jump(*schedules, epoch, self.hyp.lr0)
+
+
+def custom_factor(options: TrainOptions, saved: dict[str, Any] | None = None) -> CustomFactor | None:
+    """Import the user's schedule, if the command line names one; on resume it must be the same, to the source.
+
+    Raises:
+        UserError: the run has a schedule of the user's, and the command line doesn't name it, or its source changed.
+    """
+    spec, known = options.schedule, saved["options"]["schedule"] if saved else ""
+    if ":" in known and spec != known:
+        raise UserError(
+            f"this run's schedule is code of yours; a checkpoint names no code to run: add --schedule {known}"
+        )
+    custom = load_custom(spec) if ":" in spec else None
+    if custom and saved and custom.sha256 != saved["schedule_sha256"]:
+        raise UserError(
+            f"--schedule {spec}: its source is not what this run began with, and a resumed run is the same run"
+        )
+    return custom
+
+
+def start_anew(options: TrainOptions) -> Origin:
+    """Return what a new run starts from."""
+    hyp = load_hyp(options.hyp, list(options.set), options.hyp_flags())
+    return Origin(hyp, Course(options.epochs), custom_factor(options))
+
+
+def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
+    """Return the options of the run whose state lies at `path`, and what it starts from; `--extend` makes it longer.
+
+    What the command line says anew is taken where it cannot change the weights.
+
+    Raises:
+        UserError: no such run, one that is over, or a flag that would make it another run.
+    """
+    content = load_state(path)
+    saved = TrainOptions.from_dict(content["options"], source=str(path))
+    free = FREE_ON_RESUME | (FREE_ON_EXTEND if options.extend else set())
+    course = Course.from_dict(content["course"])
+    origin = Origin(
+        Hyp.from_dict(content["hyp"]), course, custom_factor(options, content), content, path.parents[1], options.force
+    )
+    over = is_over(content, saved)
+    for name in sorted(options.explicit - free):
+        if getattr(options, name) != getattr(saved, name) and not (over and name == "epochs"):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{flag} {getattr(options, name)}: this run has {getattr(saved, name)}, and a resumed run is the same "
+                f"run; leave {flag} out, or start a new one from it: --weights {path}"
+            )
+    done = content["state"]["progress"]["epoch"]
+    if bool(over) != bool(options.extend) or (options.extend and options.epochs <= done):
+        raise UserError(how_to_go_on(options, origin, path, done, over))
+    if options.extend:
+        origin = replace(origin, course=course.extend(done, options.epochs, options.extend))
+    given = {name: getattr(options, name) for name in options.explicit & free - {"project", "force"}}
+    return replace(replace(saved, extend=""), **given, explicit=saved.explicit | {"cfg"}), origin
+
+
+def is_over(content: dict[str, Any], saved: TrainOptions) -> str:
+    """Say why a saved run has nothing left to do; an empty text where it has."""
+    stopping = EarlyStopping(saved.patience)
+    stopping.load_state_dict(content["state"]["components"]["stopping"])
+    done = content["state"]["progress"]["epoch"]
+    if done >= saved.epochs:
+        return f"this run has trained all of its {saved.epochs} epochs"
+    stopped = content["state"]["progress"]["batch"] == 0 and done > 0 and stopping.should_stop(done - 1)
+    return f"this run stopped early, after epoch {done} of {saved.epochs}" if stopped else ""
+
+
+def how_to_go_on(options: TrainOptions, origin: Origin, path: Path, done: int, over: str) -> str:
+    """Say what resuming, extending and fine-tuning would each do to this run, with numbers."""
+    if not over:
+        return (
+            f"--extend {options.extend}: this run is at epoch {done} of {origin.course.epochs}; --resume finishes it, "
+            f"then it can be extended"
+        )
+    epochs = options.epochs if "epochs" in options.explicit and options.epochs > done else done + max(done // 2, 1)
+    course, run = origin.course, path.parents[1]
+    lines = [
+        f"{path}: {over}, so there is nothing to resume. To go on with it, extend it, for example to {epochs} epochs:"
+    ]
+    for mode, words in (("replan", "the same schedule over the new length"), ("tail", "stay at the last lr")):
+        jump = origin.jump(course, course.extend(done, epochs, mode), done)
+        lines.append(f"  --resume {run} --epochs {epochs} --extend {mode:<6}  {words}: {jump}")
+    best = path.with_name("best.pt")
+    lines.append(f"  --weights {best}  is fine-tuning: a new run from its best weights, with a schedule from lr0 on")
+    return "\n".join(lines)
