@@ -202,7 +202,8 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
             except TrainingDiverged as error:
                 recovery.recover(error)
                 continue
-        row: dict[str, Any] = {"time": state.seconds, **take_losses(state), **training.telemetry.take(state.means)}
+        taken = training.telemetry.take(dict(state.means))  # a stop in the evaluation saves them
+        row: dict[str, Any] = {"time": state.seconds, **take_losses(state), **taken}
         better, last = False, epoch + 1 == options.epochs
         if dist.is_main() and should_evaluate(options, epoch + 1):
             with signals.interruptible():
