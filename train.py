@@ -186,7 +186,7 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
     """Train epoch by epoch: train, evaluate, log, save, until the last epoch or for want of a better one."""
     state, settings = training.state, DetectSettings(nms=options.nms)
     recovery = build_recovery(training, output, options)
-    stop = dist.from_main(training.stopping.should_stop(state.epoch - 1))  # a run that was ended after its last save
+    stop = False
     while state.epoch < options.epochs and not stop:
         epoch = state.epoch
         recovery.keep(at_start=state.batch == 0)
@@ -202,7 +202,8 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
             except TrainingDiverged as error:
                 recovery.recover(error)
                 continue
-        row: dict[str, Any] = {"time": state.seconds, **take_losses(state), **training.telemetry.take(state.means)}
+        taken = training.telemetry.take(dict(state.means))  # a stop in the evaluation saves them
+        row: dict[str, Any] = {"time": state.seconds, **take_losses(state), **taken}
         better, last = False, epoch + 1 == options.epochs
         if dist.is_main() and should_evaluate(options, epoch + 1):
             with signals.interruptible():

@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,6 +189,7 @@ def _child(argv: list[str], log: Path, hooks: list[Hook], wire: Wire) -> int:
         os.dup2(descriptor, stream)
     sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # two workers, and perhaps one core
     for number in signals.STOPPING:
         signal.signal(number, signal.SIG_DFL)
     models.yolo.SIZES["t"] = (1 / 3, 1 / 64, 1024)

@@ -36,6 +36,7 @@ me = dist.rank()
 out = {"rank": me, "local": dist.local_rank(), "size": dist.world_size(), "main": dist.is_main()}
 out["from_main"] = dist.from_main({"stop": True, "best": 0.25} if me == 0 else None)
 values = torch.tensor([1.0 + me, 10.0 * me])
+out["any"] = [dist.any_process(me == 1), dist.any_process(False)]
 out["mean"], out["in_place"] = dist.mean(values).tolist(), values.tolist()
 torch.manual_seed(me)  # each its own weights: those of the main process count
 model = nn.Linear(2, 1)
@@ -68,6 +69,7 @@ def test_in_a_single_process_nothing_happens() -> None:
     value, values = object(), torch.tensor([1.0, 2.0])
     assert dist.from_main(value) is value
     assert dist.mean(values) is values and values.tolist() == [1.0, 2.0]
+    assert dist.any_process(True) and not dist.any_process(False)
     dist.barrier()
     dist.stop()
 
@@ -126,6 +128,7 @@ def test_what_the_main_process_says_holds_for_all(pair: list[dict[str, Any]]) ->
 
 
 def test_the_mean_over_processes(pair: list[dict[str, Any]]) -> None:
+    assert [out["any"] for out in pair] == [[True, False]] * 2
     assert [out["mean"] for out in pair] == [out["in_place"] for out in pair] == [[1.5, 5.0]] * 2
 
 

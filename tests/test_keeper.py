@@ -43,7 +43,9 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     signals.hold()
 
 
-def build(state: State, saved: list[tuple[int, int]], minutes: float = 5, buffers: tuple[Tensor, ...] = ()) -> Keeper:
+def build(
+    state: State, saved: list[tuple[int, int]], minutes: float | None = 5, buffers: tuple[Tensor, ...] = ()
+) -> Keeper:
     def write() -> None:
         saved.append((state.epoch, state.batch))
 
@@ -60,6 +62,22 @@ def test_saves_within_an_epoch_come_by_the_clock(clock: Clock, minutes: float, e
             keeper.after_step()
     assert [batch for _, batch in saved] == expected
     assert state.seconds == 160
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1, [300, 601]), (4, [300, 704])])
+def test_unless_told_saves_cost_a_hundredth_at_most(clock: Clock, seconds: float, expected: list[int]) -> None:
+    """Steps of a second; a save of 1 second comes every 300, one of 4 seconds every 400."""
+    state, saved, begin = State(), [], clock.now
+
+    def write() -> None:
+        saved.append(round(clock.now - begin))
+        clock.now += seconds
+
+    with Keeper(state, write, minutes=None, resume="", buffers=()) as keeper:
+        for _ in keeper.watch(range(720)):
+            clock.now += 1
+            keeper.after_step()
+    assert saved[:2] == expected
 
 
 def test_an_epochs_save_starts_the_interval_anew(clock: Clock) -> None:

@@ -16,6 +16,7 @@ import torch
 from data.dataset import DetectionDataset, Sample, SampleKey
 from data.loader import Batch, Loader, Plan, collate, multi_scale_size, resize_batch
 from tests.test_dataset import ALL, Labelled
+from utils import signals
 from utils.errors import UserError
 
 FIELDS = ("images", "boxes", "classes", "indices", "letterbox")
@@ -209,6 +210,18 @@ def test_close_ends_the_workers(index: Labelled) -> None:
     while set(multiprocessing.active_children()) & mine and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not set(multiprocessing.active_children()) & mine
+
+
+def test_workers_leave_signals_to_the_trainer() -> None:
+    batches = loader(Probe(), workers=1)
+    try:
+        (batch,) = batches.epoch(0)
+        for number in signals.STOPPING:
+            os.kill(int(batch.classes[0, 2]), number)
+        (again,) = batches.epoch(1)
+    finally:
+        batches.close()
+    assert again.classes[0, 2] == batch.classes[0, 2]
 
 
 def test_loading_leaves_the_global_generators_alone(index: Labelled) -> None:

@@ -182,9 +182,12 @@ def test_signalled_at_start_in_a_step_in_validation_in_a_save_and_waiting_for_da
     data, tmp_path, references, name, times
 ):
     """One run that meets a signal, or two, in every place, and comes out as the one that met none."""
-    boundaries, expected = reference(references, data, tmp_path, "SGD", 3, "closing")
+    case, (middle, end) = ("SGD", 3, "closing"), (6, 8)
+    if times == 2:
+        case, (middle, end) = ("Adam", 1, "mosaic"), (2, 4)
+    boundaries, expected = reference(references, data, tmp_path, *case)
     number, folder, log = SIGNALS[name], tmp_path / "exp", tmp_path / "log"
-    argv, resume = command(data, tmp_path, "SGD", 3, "closing"), ["--resume", str(folder)]
+    argv, resume = command(data, tmp_path, *case), ["--resume", str(folder)]
 
     def hit(wire: harness.Wire) -> None:
         wire.signal_self(number, times)
@@ -199,7 +202,7 @@ def test_signalled_at_start_in_a_step_in_validation_in_a_save_and_waiting_for_da
     blocked = at_call(DetectionDataset, "__getitem__", 2, harness.Wire.block)
     trial = harness.start([*resume, "--workers", "2"], log, harness.report_load, blocked)
     stopped(trial, number, times)
-    assert trial.words[0] == f"loaded 0 6 {boundaries[0, 6]}"
+    assert trial.words[0] == f"loaded 0 {middle} {boundaries[0, middle]}"
     stopped(harness.start([*resume, "--workers", "0"], log, blocked), number, times)
     # In validation: the epoch's last step is done, its end is not.
     trial = harness.start(resume, log, at_call(val, "detect", 1, hit))
@@ -208,7 +211,7 @@ def test_signalled_at_start_in_a_step_in_validation_in_a_save_and_waiting_for_da
     # In the save at the epoch's end.
     trial = harness.start(resume, log, harness.report_load, at_call(TrainState, "state_dict", 2, hit))
     stopped(trial)
-    assert trial.words[0] == f"loaded 0 8 {boundaries[0, 8]}" and len(harness.rows(folder)) == 1
+    assert trial.words[0] == f"loaded 0 {end} {boundaries[0, end]}" and len(harness.rows(folder)) == 1
     # During a resumed run's start.
     stopped(harness.start(resume, log, at_call(train, "open_output", 1, hit)))
     assert f"stopped by {name}, the state is saved; go on with: python train.py --resume {folder}" in log.read_text()
@@ -255,6 +258,27 @@ def test_the_same_seed_is_the_same_run_and_another_is_another(data, tmp_path, re
     assert harness.outcome(tmp_path / "again" / "exp") == expected
     harness.run([*command(data, tmp_path / "other", *case), "--seed", "1"], tmp_path / "log")
     assert harness.outcome(tmp_path / "other" / "exp")["state"] != expected["state"]
+
+
+def test_the_state_names_all_that_a_run_is(data, tmp_path):
+    harness.run(command(data, tmp_path), tmp_path / "log", harness.stop_after(1))
+    components = harness.last_state(tmp_path / "exp")["components"]
+    assert set(components) == {"model", "ema", "optimizer", "scheduler", "scaler", "stopping", "guard"}
+
+
+def test_a_run_that_ended_for_want_of_a_better_epoch_stays_ended(data, tmp_path):
+    """Killed after its last save, before its last word."""
+    argv = [*command(data, tmp_path), "--patience", "1"]
+    still = ["lr0=1e-12", "warmup_bias_lr=0", "warmup_epochs=0"]  # no epoch is better than the first
+    argv, log = [word for word in argv if not word.startswith("warmup_epochs")], tmp_path / "log"
+    at = argv.index("--set") + 1
+    trial = harness.run([*argv[:at], *still, *argv[at:]], log, at_call(train, "save", 2, kill, after=True))
+    assert trial.words[-1] == str(-signal.SIGKILL), trial.output()
+    before = harness.outcome(tmp_path / "exp")
+    assert len(before["rows"]) == 2
+    trial = harness.run(["--resume", str(tmp_path / "exp")], log)
+    assert trial.words[-1] == str(EXIT_USAGE) and "stopped early, after epoch 2 of 3" in trial.output()
+    assert harness.outcome(tmp_path / "exp") == before
 
 
 def test_other_data_is_refused_unless_forced(tmp_path):

@@ -232,8 +232,8 @@ def _state_fault(state: dict[str, Any]) -> str:
     if not all(0 <= value < MAX_PROGRESS for value in progress.values()):
         return f"progress is {progress}"
     for name, value in state["means"].items():
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim > 1:
-            return f"means: {name} is not a vector of sums"
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim > 2:
+            return f"means: {name} is not a table of sums"
     for name, component in state["components"].items():
         if not isinstance(component, dict) or not all(type(key) is str for key in component):
             return f"component {name} is not a state"

@@ -17,6 +17,9 @@ from utils.errors import Stopped
 
 T = TypeVar("T")
 
+DEFAULT_MINUTES = 5.0
+MAX_COST = 0.01  # share of the time that saves within an epoch take at most, unless the user says how often
+
 
 class Progressing(Protocol):
     """What is needed of a run's state."""
@@ -37,15 +40,25 @@ class Keeper:
     """
 
     def __init__(
-        self, state: Progressing, write: Callable[[], None], *, minutes: float, resume: str, buffers: Iterable[Tensor]
+        self,
+        state: Progressing,
+        write: Callable[[], None],
+        *,
+        minutes: float | None,
+        resume: str,
+        buffers: Iterable[Tensor],
     ) -> None:
-        """write: saves the state.  minutes: between saves within an epoch, 0 for none.  resume: the command to go on.
+        """write: saves the state.  resume: the command to go on.
+
+        minutes: between saves within an epoch, 0 for none, None for as many as cost little of the training time.
 
         buffers: what batches change between two boundaries beside `state.means`, the statistics of batch norm; none
         where every batch is a step.
         """
         self.state, self._write, self._resume = state, write, resume
-        self._interval = minutes * 60 if minutes > 0 else math.inf
+        self._interval = math.inf if minutes == 0 else 60 * (DEFAULT_MINUTES if minutes is None else minutes)
+        self._pause = 1 / MAX_COST if minutes is None else 0.0
+        self._cost = 0.0
         self._buffers = list(buffers)
         self._kept = [buffer.clone() for buffer in self._buffers]
         self._means: dict[str, Tensor] = {}
@@ -90,13 +103,15 @@ class Keeper:
         if dist.any_process(signals.requested()):
             signals.check()
             raise Stopped("stopped with another process")
-        if now - self._last_save >= self._interval:
+        if now - self._last_save >= max(self._interval, self._pause * self._cost):
             self.save()
 
     def save(self) -> None:
         """Save the state now; it must be at a boundary."""
+        begin = time.perf_counter()
         self._write()
         self._saved, self._last_save = self._place(), time.perf_counter()
+        self._cost = self._last_save - begin
 
     def on_disk(self) -> None:
         """Say that the state as it is was read from the disk, so that there is nothing to save yet."""

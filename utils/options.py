@@ -166,8 +166,12 @@ class TrainOptions(_Options):
     name: str = _flag("exp", "the run's folder; a number is added where it exists", "run folder", metavar="NAME")
     exist_ok: bool = _flag(False, "write into the folder even if it exists", "run folder")
     save_period: int = _flag(0, "keep a checkpoint every N epochs; 0 = only last and best", "run folder", low=-1)
-    save_minutes: float = _flag(
-        5.0, "save the state every so many minutes of an epoch too; 0 = only at its end", "run folder", low=0
+    save_minutes: float | None = _flag(
+        None,
+        "save the state every so many minutes of an epoch too; 0 = only at its end",
+        "run folder",
+        low=0,
+        shown="5, or 100 times what a save takes",
     )
     nosave: bool = _flag(False, "save the last checkpoint only", "run folder")
     noplots: bool = _flag(False, "draw no pictures", "run folder")
