@@ -131,12 +131,12 @@ def test_scores_start_at_five_objects_in_640_pixels_and_boxes_at_two_strides_a_s
     torch.testing.assert_close(sides, torch.full_like(sides, mean))
 
 
-@pytest.mark.parametrize(("branch", "reaches"), [("distances", True), ("logits", True), ("one_to_one", False)])
-def test_only_the_one_to_one_branch_is_cut_off_from_the_features(branch: str, reaches: bool) -> None:
+@pytest.mark.parametrize("branch", ["distances", "logits", "one_to_one"])
+def test_every_branch_shapes_the_features_through_its_own_tower(branch: str) -> None:
     head = DetectHead(2, (8, 8, 8), STRIDES)
     maps = [torch.randn_like(x, requires_grad=True) for x in maps_for(64, 96, batch=2)]
     getattr(head(maps), branch).square().sum().backward()
-    assert [x.grad is not None for x in maps] == [reaches] * 3
+    assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in maps)
     tower = {"distances": "boxes", "logits": "classes", "one_to_one": "one_to_one"}[branch]
     for name, parameter in head.named_parameters():
         assert (parameter.grad is not None) == name.startswith(f"{tower}."), name

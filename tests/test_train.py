@@ -159,17 +159,157 @@ def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing(tiny_data, tmp_
     assert not list((tmp_path / "exp" / "weights").iterdir())
 
 
+def test_resuming_a_run_that_is_over_explains_the_ways_on_with_numbers(tiny_data, tmp_path):
+    """linear from 0.01 to 0.002: over 2 epochs it is 0.01, 0.002; over 5 the third is 0.006."""
+    folder = run(tiny_data, tmp_path, "--epochs", "2", "--linear-lr", "--set", "lr0=0.01", "lrf=0.2", "warmup_epochs=0")
+    for flags in ([], ["--epochs", "5"]):
+        with pytest.raises(UserError, match="has trained all of its 2 epochs") as caught:
+            train.main(["--resume", str(folder), *flags])
+    replan, tail, weights = str(caught.value).splitlines()[1:]
+    assert f"--resume {folder} --epochs 5 --extend replan" in replan
+    assert "lr 0.002 in epoch 2 -> 0.006 in epoch 3 (x 3), 0.002 in epoch 5" in replan
+    assert "--extend tail" in tail and "lr 0.002 in epoch 2 -> 0.002 in epoch 3 (no jump)" in tail
+    assert f"--weights {folder / 'weights' / 'best.pt'}" in weights and "a new run" in weights
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--epochs", "9"], "--epochs 9: this run has 1"),
-        ([], "has trained all of its 1 epochs"),
+        (["--epochs", "9"], "--epochs 9: this run has 3"),
+        (["--batch", "2"], "--batch-size 2: this run has 4"),
+        (["--linear-lr"], "--linear-lr True: this run has False"),
+        (["--epochs", "9", "--extend", "tail"], "is at epoch 1 of 3; --resume finishes it"),
     ],
 )
-def test_resume_refuses_what_would_be_another_run(tiny_data, tmp_path, flags, message):
-    folder = run(tiny_data, tmp_path, "--epochs", "1")
+def test_resume_refuses_what_would_be_another_run(tiny_data, tmp_path, monkeypatch, flags, message):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            run(tiny_data, tmp_path, "--epochs", "3")
     with pytest.raises(UserError, match=message):
-        train.main(["--resume", str(folder), *flags])
+        train.main(["--resume", str(tmp_path / "exp"), *flags])
+
+
+LINEAR = ["--linear-lr", "--set", "lr0=0.01", "lrf=0.2", "warmup_epochs=0", "close_mosaic=1"]
+EXTENDED = {"replan": [1, 0.2, 0.6, 0.4, 0.2], "tail": [1, 0.2, 0.2, 0.2, 0.2]}  # of 1 - 0.8·x/1, then 1 - 0.8·x/4
+
+
+@pytest.mark.parametrize("mode", EXTENDED)
+def test_a_run_that_is_over_is_extended_and_the_extended_run_resumes_exactly(
+    tiny_data, tmp_path, monkeypatch, capsys, mode
+):
+    whole, parts = (run(tiny_data, tmp_path / name, "--epochs", "2", *LINEAR) for name in ("whole", "parts"))
+    capsys.readouterr()
+    extend = ["--epochs", "5", "--extend", mode]
+    train.main(["--resume", str(whole), *extend])
+    assert f"extending    {whole} from 2 to 5 epochs ({mode}): lr 0.002 in epoch 2 -> " in capsys.readouterr().out
+    assert [float(row["lr/decay"]) / 0.01 for row in rows(whole)] == pytest.approx(EXTENDED[mode])
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4)
+        with pytest.raises(Interrupted):
+            train.main(["--resume", str(parts), *extend])
+    capsys.readouterr()
+    train.main(["--resume", str(parts)])
+    assert f"resuming     {parts} after epoch 4" in capsys.readouterr().out
+    expected, got = (load_checkpoint(folder / "weights" / "last.pt") for folder in (whole, parts))
+    assert expected["course"] == got["course"] == {"first": 2, "extensions": [[2, 5, mode]]}
+    for content in (expected, got):
+        content["state"]["progress"].pop("seconds")
+    assert same(expected["state"], got["state"])
+
+
+def test_a_run_that_stopped_early_is_extended_and_is_patient_anew(tiny_data, tmp_path):
+    """With lr this small no epoch beats the first: it stops after 3, and after 2 more."""
+    folder = run(tiny_data, tmp_path, "--epochs", "9", "--patience", "2", "--set", "lr0=1e-12")
+    with pytest.raises(UserError, match="this run stopped early, after epoch 3 of 9"):
+        train.main(["--resume", str(folder)])
+    train.main(["--resume", str(folder), "--epochs", "9", "--extend", "tail"])
+    assert len(rows(folder)) == 6
+
+
+def test_a_plan_says_and_draws_what_the_run_then_does_and_trains_nothing(tiny_data, tmp_path, capsys):
+    flags = ["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--epochs", "3", "--hyp", "yolov7"]
+    flags += ["--set", "lr_scale=backbone:0.5", "nominal_batch=8", "lr_batch_rule=sqrt", "--freeze", "1"]
+    train.main([*flags, "--plan"])
+    plan = capsys.readouterr().out
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"plan", "plan/lr.png"}
+    assert "batch        4 images, 2 a step (nominal_batch 8): 8 images an update" in plan
+    assert "lr0 0.01 = 0.01 scaled by 8/8 (sqrt), weight decay 0.0005 = 0.0005 x 8/8" in plan
+    assert "lr x 0.5, such as backbone.stages.0.0.0.weight" in plan and "backbone.stem" not in plan
+    assert "iterations   6 = 3 epochs x 2 optimizer steps" in plan
+    train.main(flags)
+    said = capsys.readouterr().out
+    lines = [line for line in plan.splitlines() if not line.startswith(("plan ", "image size", "image cache"))]
+    assert len(lines) > 15 and all(line in said.splitlines() for line in lines), "the plan is the run's own words"
+    last = [line.split() for line in lines if line.startswith("lr/")]
+    assert [name for name, *_ in last] == [
+        f"lr/{p}{k}" for k in ("decay", "no_decay", "bias") for p in ("backbone/", "")
+    ]
+    logged = rows(tmp_path / "exp")[-1]
+    assert {name: f"{float(logged[name]):.6g}" for name, *_ in last} == {name: values[-1] for name, *values in last}
+
+
+def test_the_range_test_leaves_no_trace(tiny_data, tmp_path, capsys):
+    before = run(tiny_data, tmp_path, "--epochs", "1", "--name", "before")
+    flags = ["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--epochs", "1"]
+    bounds = ["--lr-find-from", "1e-5", "--lr-find-to", "0.5", "--lr-find-steps", "30"]
+    capsys.readouterr()
+    train.main([*flags, "--lr-find", *bounds, "--set", "nominal_batch=8"])
+    said = capsys.readouterr().out
+    found = {path.name for path in (tmp_path / "lr_find").iterdir()}
+    assert found == {"lr_find.csv", "lr_find.png"}
+    with (tmp_path / "lr_find" / "lr_find.csv").open() as file:
+        table = list(csv.DictReader(file))
+    # factor(i) = (final/initial)^(i/(N-1))
+    for row in (table[0], table[1], table[-1]):
+        share = int(row["iteration"]) / 29
+        assert float(row["lr"]) == pytest.approx(1e-5 * (0.5 / 1e-5) ** share, rel=1e-9)
+    assert "lr0: " in said or "nothing is recommended" in said
+    after = run(tiny_data, tmp_path, "--epochs", "1", "--name", "after")
+    first, second = (load_checkpoint(f / "weights" / "last.pt")["state"]["components"] for f in (before, after))
+    assert same(first, second)
+
+
+def test_a_schedule_of_ones_own_is_named_again_on_resume(tiny_data, tmp_path, monkeypatch):
+    module = tmp_path / "own_schedule.py"
+    module.write_text("def halving(epoch, epochs, lrf):\n    return 0.5**epoch\n")
+    monkeypatch.chdir(tmp_path)
+    flag = ["--schedule", "own_schedule:halving"]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(Interrupted):
+            run(tiny_data, tmp_path / "runs", "--epochs", "3", *flag, "--set", "lr0=0.01", "warmup_epochs=0")
+    folder = tmp_path / "runs" / "exp"
+    assert yaml.safe_load((folder / "hyp.yaml").read_text())["schedule"] == "custom"
+    with pytest.raises(UserError, match="names no code to run: add --schedule own_schedule:halving"):
+        train.main(["--resume", str(folder)])
+    train.main(["--resume", str(folder), *flag])
+    assert [float(row["lr/bias"]) for row in rows(folder)] == pytest.approx([0.01, 0.005, 0.0025])
+
+
+def test_a_schedule_of_ones_own_whose_source_changed_is_another_run(tiny_data, tmp_path, monkeypatch):
+    module = tmp_path / "changing_schedule.py"
+    module.write_text("def halving(epoch, epochs, lrf):\n    return 0.5**epoch\n")
+    monkeypatch.chdir(tmp_path)
+    flag = ["--schedule", "changing_schedule:halving"]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            run(tiny_data, tmp_path / "runs", "--epochs", "3", *flag)
+    module.write_text("def halving(epoch, epochs, lrf):\n    return 0.25**epoch\n")
+    with pytest.raises(UserError, match="its source is not what this run began with"):
+        train.main(["--resume", str(tmp_path / "runs" / "exp"), *flag])
+
+
+def test_frozen_stages_leave_the_optimizer_and_their_norms_keep_their_statistics(tiny_data, tmp_path):
+    folder = run(tiny_data, tmp_path, "--epochs", "1", "--freeze", "2", "--seed", "5")
+    fresh = train.build_model("yolo-n", "", ("square", "bar"), 5, cfg_given=True)[0].state_dict()
+    components = load_checkpoint(folder / "weights" / "last.pt")["state"]["components"]
+    still = ("backbone.stem.", "backbone.stages.0.")
+    assert not any(name.startswith(still) for name in components["optimizer"]["state"])
+    assert all(torch.equal(components["model"][name], fresh[name]) for name in fresh if name.startswith(still))
+    moved = "backbone.stages.1.0.1.running_mean"
+    assert not torch.equal(components["model"][moved], fresh[moved])
 
 
 @pytest.mark.parametrize("flags", [["--amp", "bf16"], ["--rect"], ["--single-cls"], ["--adam"], ["--cache", "disk"]])
