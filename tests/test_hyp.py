@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.errors import UserError
-from utils.hyp import KEYS, PRESETS, Hyp, describe, hyp_table, load_hyp
+from utils.hyp import KEYS, PRESETS, Hyp, describe, hyp_markdown, hyp_table, load_hyp
 
 CLASSIC = {  # the recipe as YOLOv5 and YOLOv7 users know it
     **{"optimizer": "SGD", "lr0": 0.01, "lrf": 0.1, "momentum": 0.937, "weight_decay": 0.0005, "nominal_batch": 64},
@@ -259,3 +259,130 @@ def test_whatever_a_file_holds_is_read_or_refused(tmp_path_factory: pytest.TempP
         assert "my.yaml" in str(error)
     else:
         assert 0 < hyp.lr0 <= 10 and isinstance(hyp.close_mosaic, int)
+
+
+def test_the_table_in_the_docs_is_the_declaration() -> None:
+    text = (PRESETS.parent / "docs" / "hyperparameters.md").read_text(encoding="utf-8")
+    assert hyp_markdown() in text
+    assert all(f"`--hyp {path.stem}`" in text for path in PRESETS.glob("*.yaml"))
+
+
+CURVES = "lr_scale: {backbone: 0.1, head: 2}\nstep_at: [0.25, 5e-1, .75]\nhold: 1\n"
+
+
+def test_lists_and_maps_in_a_file_and_on_the_command_line(tmp_path: Path) -> None:
+    expected = {"lr_scale": {"backbone": 0.1, "head": 2.0}, "step_at": [0.25, 0.5, 0.75]}
+    for hyp in (
+        read(tmp_path, CURVES),
+        read(tmp_path, "lr0: 0.1\n", "lr_scale=backbone:0.1,head:2", "step_at=0.25,0.5,0.75"),
+        read(tmp_path, "lr0: 0.1\n", "lr_scale={backbone: 0.1, head: 2}", "step_at=[0.25, 0.5, 0.75]"),
+        read(tmp_path, "lr_scale:\n  backbone: 0.1\n  head: 2\nstep_at:\n  - 0.25\n  - 0.5\n  - 0.75\n"),
+    ):
+        assert {name: hyp.to_dict()[name] for name in expected} == expected
+        assert read(tmp_path, hyp.to_yaml()) == hyp and Hyp.from_dict(yaml.safe_load(hyp.to_yaml())) == hyp
+    assert read(tmp_path, "lr_scale: {}\n").lr_scale == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "lr_scale: 0.1",
+            "not a map from part to number; allowed: a map from backbone, neck, head to numbers in (0, 100]",
+        ),
+        ("lr_scale: [0.1]", "not a map from part to number"),
+        ("lr_scale: {backbon: 0.1}", "'backbon' is not one of backbone, neck, head; did you mean 'backbone'?"),
+        ("lr_scale: {backbone: 0}", "0.0 is out of range"),
+        ("lr_scale: {backbone: yes}", "backbone: 'yes' is not a number"),
+        ("lr_scale: {backbone: 0.1, backbone: 0.2}", "backbone is given twice"),
+        ("lr_scale: {backbone: {stem: 1}}", "not a map from part to number"),
+        ("lr_scale:", "not a map"),
+        (
+            "step_at: 0.5",
+            "not a list of numbers; allowed: a list of rising numbers in (0, 1), such as [0.6667, 0.9167]",
+        ),
+        ("step_at: []", "does not rise from number to number"),
+        ("step_at: [0.5, 0.4]", "[0.5, 0.4] does not rise"),
+        ("step_at: [0.5, 0.5]", "does not rise"),
+        ("step_at: [0.5, 1]", "1.0 is out of range"),
+        ("step_at: [0.5, x]", "'x' is not a number"),
+        ("step_at: [.nan]", "'.nan' is not a number"),
+        ("step_at: [0.5, 012]", "'012' is not a number"),
+        ("step_at: {a: 0.5}", "not a list of numbers"),
+        ("schedule: my_module:my_factor", "a yaml never names code to run; give --schedule my_module:my_factor"),
+        ("schedule: one_cycl", "did you mean 'one_cycle'?"),
+    ],
+)
+def test_lists_maps_and_schedules_that_could_be_misread(tmp_path: Path, line: str, words: str) -> None:
+    message = refusal(tmp_path, f"# my recipe\n{line}\n")
+    assert message.startswith(f"my.yaml:2: {line.partition(':')[0]}: ") and words in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("lr_scale=0.1", "not a map"),
+        ("step_at=a:0.5", "not a list"),
+        ("lr_scale=", "has no value"),
+        ("step_at=,", "rise"),
+    ],
+)
+def test_lists_and_maps_of_the_command_line_are_checked(tmp_path: Path, override: str, words: str) -> None:
+    message = refusal(tmp_path, "lr0: 0.5\n", override)
+    assert message.startswith(f"--set {override}: ") and words in message
+
+
+def flagged(tmp_path: Path, text: str, flags: dict[str, str], *overrides: str) -> Hyp:
+    (tmp_path / "my.yaml").write_text(text)
+    return load_hyp(str(tmp_path / "my.yaml"), list(overrides), flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "words"),
+    [
+        (
+            "lr0: 0.1\nschedule: step\n",
+            {"--linear-lr": "schedule=linear"},
+            ("--linear-lr", "my.yaml:2: schedule: step"),
+        ),
+        ("optimizer: SGD\n", {"--adam": "optimizer=Adam"}, ("--adam", "my.yaml:1: optimizer: SGD")),
+        ("label_smoothing: 0.1\n", {"--label-smoothing": "label_smoothing=0.0"}, ("label_smoothing: 0.1",)),
+    ],
+)
+def test_a_flag_and_a_yaml_that_contradict_each_other_are_both_named(
+    tmp_path: Path, text: str, flags: dict[str, str], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        flagged(tmp_path, text, flags)
+    message = str(caught.value)
+    assert "contradict each other" in message and all(word in message for word in words)
+    assert f"--set {next(iter(flags.values()))}" in message, "it says how to have one's way"
+
+
+def test_a_flag_that_agrees_with_the_yaml_or_speaks_of_what_it_leaves_out(tmp_path: Path) -> None:
+    linear = {"--linear-lr": "schedule=linear"}
+    assert flagged(tmp_path, "schedule: linear\n", linear).schedule == "linear"
+    assert flagged(tmp_path, "lr0: 0.1\n", linear).schedule == "linear"
+    assert flagged(tmp_path, "schedule: step\n", {}, "schedule=linear").schedule == "linear", "--set wins over a file"
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_a_flag_wins_over_a_preset(preset: str) -> None:
+    hyp = load_hyp(preset, [], {"--linear-lr": "schedule=linear", "--optimizer": "optimizer=Adam"})
+    assert (hyp.schedule, hyp.optimizer) == ("linear", "Adam")
+
+
+def test_a_custom_schedule_needs_its_flag(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="schedule: custom: needs its function: --schedule my_module:my_factor"):
+        flagged(tmp_path, "schedule: custom\n", {})
+    assert flagged(tmp_path, "schedule: custom\n", {"--schedule": "schedule=custom"}).schedule == "custom"
+
+
+def test_a_flag_with_a_value_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--schedule: 'stp' is not one of its choices.*did you mean 'step'\?"):
+        flagged(tmp_path, "lr0: 0.1\n", {"--schedule": "schedule=stp"})
+
+
+def test_what_divides_by_the_nominal_batch_needs_one(tmp_path: Path) -> None:
+    assert "lr_batch_rule: sqrt divides by nominal_batch" in refusal(tmp_path, "lr_batch_rule: sqrt\n")
+    assert read(tmp_path, "lr_batch_rule: sqrt\nnominal_batch: 64\n").lr_batch_rule == "sqrt"

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 import train
+from data.shapes import NAMES, ensure_shapes
 from utils.checkpoint import load_checkpoint
 from utils.errors import TrainingDiverged, UserError
 
@@ -323,6 +324,20 @@ def test_workers_and_cache_do_not_change_the_weights(tiny_data, tmp_path):
     other = run(tiny_data, tmp_path, "--epochs", "1", "--cache", "ram", "--workers", "2")
     first, second = (load_checkpoint(f / "weights" / "last.pt")["state"]["components"] for f in (plain, other))
     assert same(first, second)
+
+
+@pytest.mark.slow
+def test_eight_images_are_learnt_by_heart(tmp_path):
+    """A wrong box, assignment or loss shows here first: on what it was trained on, a net must find nearly all."""
+    images = sorted((ensure_shapes(tmp_path) / "images" / "train").iterdir())[:8]
+    listed = tmp_path / "eight.txt"
+    listed.write_text("".join(f"{image}\n" for image in images))
+    data = tmp_path / "eight.yaml"
+    data.write_text(f"train: {listed}\nval: {listed}\nnames: [{', '.join(NAMES)}]\n")
+    flags = ["--data", str(data), "--project", str(tmp_path), "--batch", "8", "--device", "cpu", "--workers", "0"]
+    still = ["mosaic=0", "scale=0", "translate=0", "fliplr=0", "hsv_h=0", "hsv_s=0", "hsv_v=0", "ema_decay=0.9"]
+    train.main([*flags, "--noplots", "--noval", "--epochs", "200", "--set", *still, "ema_tau=10", "close_mosaic=0"])
+    assert float(rows(tmp_path / "exp")[-1]["metrics/mAP50-95"]) > 0.9
 
 
 def test_train_py_stays_a_contents_page():
