@@ -440,7 +440,7 @@ def states(path: Path) -> dict[str, bytes]:
         ),
         *(("state/progress/seconds", value) for value in (float("nan"), float("inf"), -1.0, 3)),
         *((f"state/progress/{key}", 1) for key in ("components", "load_state_dict")),
-        *(("state/means/loss", value) for value in (1.0, tensor.long(), torch.zeros(3, 3), [tensor])),
+        *(("state/means/loss", value) for value in (1.0, tensor.long(), torch.zeros(3, 3, 3), [tensor])),
         *((f"state/components/{key}", ...) for key in ("model", "ema", "optimizer", "scheduler", "scaler", "stopping")),
         *((f"state/components/{key}", value) for key in ("model", "ema", "optimizer") for value in (5, [], {1: 2})),
         *((f"state/components/{key}", {}) for key in ("model", "ema", "optimizer", "scheduler", "scaler", "stopping")),

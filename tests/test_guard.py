@@ -7,7 +7,7 @@ import copy
 import csv
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,14 @@ from utils.optim import NamedOptimizerState, build_optimizer, clip_gradients
 STEPS = 20
 FAULTS = ("NaN loss", "Inf gradient", "NaN in a buffer", "NaN pixels")
 KINDS = ("SGD", "Adam", "AdamW")
+LR = 0.05
 
 
 @dataclass
 class Settings:
     optimizer: str = "SGD"
-    lr0: float = 0.05
     momentum: float = 0.9
+    lr_scale: dict[str, float] = field(default_factory=dict)
 
 
 class Run:
@@ -43,7 +44,7 @@ class Run:
     def __init__(self, kind: str = "SGD", *, guarded: bool = True, fused: bool = True, batches: int = 1) -> None:
         torch.manual_seed(5)
         self.model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 2, 1))
-        self.optimizer = build_optimizer(self.model, Settings(kind), 0.01, fused)
+        self.optimizer = build_optimizer(self.model, Settings(kind), LR, 0.01, fused)
         self.named = NamedOptimizerState(self.model, self.optimizer)
         self.ema = ModelEMA(self.model, 0.9, 5.0)
         self.batches = batches
@@ -256,7 +257,7 @@ def test_the_device_is_never_waited_for_in_a_step() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
         norm, parts, indices = torch.ones(()), torch.ones(3), torch.ones(2, dtype=torch.int64)
-    optimizer = build_optimizer(model, Settings("Adam"), 0.0, fused=False)
+    optimizer = build_optimizer(model, Settings("Adam"), LR, 0.0, fused=False)
     guard = StepGuard(model, optimizer, str)
     guard.fused = True  # what runs where kernels are
     guard.begin()
@@ -271,7 +272,7 @@ def test_the_device_is_never_waited_for_in_a_step() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_cuda_broken_steps_leave_no_trace_and_none_waits(kind: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)).cuda()
-    optimizer = build_optimizer(model, Settings(kind), 0.01, fused=True)
+    optimizer = build_optimizer(model, Settings(kind), LR, 0.01, fused=True)
     ema, guard, means = ModelEMA(model, 0.9, 5.0), StepGuard(model, optimizer, str), {}
     optimizer.register_step_post_hook(lambda *_: ema.update_parameters(model, guard.skipped))
     guard.begin()
@@ -299,7 +300,7 @@ def test_on_cuda_broken_steps_leave_no_trace_and_none_waits(kind: str) -> None:
 @pytest.mark.cuda
 def test_fp16_on_cuda_skips_overflowing_steps_without_waiting() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)).cuda()
-    optimizer = build_optimizer(model, Settings("SGD"), 0.01, fused=True)
+    optimizer = build_optimizer(model, Settings("SGD"), LR, 0.01, fused=True)
     ema, guard, means = ModelEMA(model, 0.9, 5.0), StepGuard(model, optimizer, str), {}
     optimizer.register_step_post_hook(lambda *_: ema.update_parameters(model, guard.skipped))
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)

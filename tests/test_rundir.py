@@ -107,6 +107,15 @@ def test_the_newest_run_is_the_one_saved_last(tmp_path: Path) -> None:
     assert resolve_resume("", tmp_path) == resolve_resume(True, tmp_path) == tmp_path / "exp2" / "weights" / "last.pt"
 
 
+def test_a_run_that_lost_its_last_state_is_found_by_the_one_before(tmp_path: Path) -> None:
+    saved(tmp_path, "exp", 1000)
+    saved(tmp_path, "exp2", 2000)
+    last = tmp_path / "exp2" / "weights" / "last.pt"
+    last.rename(last.with_name("last.previous.pt"))
+    for words in ("", "exp2", tmp_path / "exp2", last.parent, last):
+        assert resolve_resume(words, tmp_path) == last
+
+
 def test_every_way_to_name_a_run(tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, "exp7", 1000)
     saved(tmp_path, "exp8", 2000)

@@ -68,7 +68,9 @@ def test_a_resumed_run_stops_at_the_same_epoch() -> None:
 def test_the_state_is_plain_values() -> None:
     stopping = EarlyStopping(3)
     stopping.update(7, 0.5)
-    assert stopping.state_dict() == {"best_fitness": 0.5, "best_epoch": 7}
+    stopping.restart(8)
+    assert stopping.state_dict() == {"best_fitness": 0.5, "best_epoch": 7, "since": 8}
     fresh = EarlyStopping(9)
     fresh.load_state_dict(stopping.state_dict())
     assert (fresh.best_fitness, fresh.best_epoch, fresh.patience) == (0.5, 7, 9), "patience is the new run's own"
+    assert [fresh.should_stop(epoch) for epoch in (16, 17)] == [False, True], "it counts from where the run went on"

@@ -20,6 +20,7 @@ except ImportError:  # Windows: nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 LAST = Path("weights") / "last.pt"
+PREVIOUS = "last.previous.pt"  # the state before, which loading takes where `last.pt` is gone or damaged
 LOCK = ".lock"
 
 
@@ -112,8 +113,16 @@ def new_run(project: str | Path, name: str = "exp", exist_ok: bool = False) -> R
 
 
 def newest_run(project: str | Path) -> Path | None:
-    """Return the folder in `project`, at any depth, whose `weights/last.pt` was written last; None without one."""
-    checkpoints = [path for path in Path(project).glob(f"**/{LAST.as_posix()}") if path.is_file()]
+    """Return the folder in `project`, at any depth, whose `weights/last.pt`, or the state before it, was written last.
+
+    None without one.
+    """
+    checkpoints = [
+        path
+        for name in (LAST.name, PREVIOUS)
+        for path in Path(project).glob(f"**/{LAST.parent}/{name}")
+        if path.is_file()
+    ]
     newest = max(checkpoints, key=lambda path: (path.stat().st_mtime_ns, str(path)), default=None)
     return newest.parents[1] if newest else None
 
@@ -122,7 +131,8 @@ def resolve_resume(arg: str | Path | bool | None, project: str | Path) -> Path:
     """Return the checkpoint file that `--resume` means.
 
     `arg`: nothing, True or '' for the newest run of `project`; else a checkpoint file, a run folder, its weights
-    folder, or the name of a run in `project`. Raises `UserError` where there is none.
+    folder, or the name of a run in `project`. The file itself may be gone where the state before it stands.
+    Raises `UserError` where there is none.
     """
     if arg in (None, True, ""):
         run = newest_run(project)
@@ -131,7 +141,7 @@ def resolve_resume(arg: str | Path | bool | None, project: str | Path) -> Path:
         return run / LAST
     for base in (Path(str(arg)), Path(project) / str(arg)):
         for path in (base, base / LAST, base / LAST.name):
-            if path.is_file():
+            if path.is_file() or (path.name == LAST.name and path.with_name(PREVIOUS).is_file()):
                 return path
         if base.is_dir():
             raise UserError(f"--resume {arg}: {base} holds no {LAST}: that run saved no state to go on from")
