@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate, max_pool2d
 from torchvision.ops import batched_nms
 
 from models.head import Predictions, decode_boxes
 
 MAX_CANDIDATES = 3000  # best scores an image that enter NMS
+NOT_A_PEAK = 0.3  # what is left of a one-to-one score that a neighbour's exceeds
 
 
 class ImageDetections(NamedTuple):
@@ -32,12 +34,39 @@ def detect(
 ) -> list[ImageDetections]:
     """Return each image's detections with a score above `conf`, at most `max_det`.
 
-    Without `nms` the one-to-one branch answers and its best scores are taken as they are. With it, the one-to-many
-    branch answers, and boxes that overlap a better one of their class (of any, if `agnostic`) by more than `iou` go.
+    Without `nms` the one-to-one branch answers, and points that a neighbour surpasses count for less. With it, the
+    one-to-many branch answers, and boxes that overlap a better one of their class (of any, if `agnostic`) by more than
+    `iou` go.
     """
     boxes = decode_boxes(predictions)
-    scores = (predictions.logits if nms else predictions.one_to_one).float().sigmoid()
+    if nms:
+        scores = predictions.logits.float().sigmoid()
+    else:
+        scores = damp_neighbours(predictions.one_to_one.float().sigmoid(), predictions.shapes)
     return [_detect_one(b, s, nms, conf, iou, max_det, agnostic) for b, s in zip(boxes, scores, strict=True)]
+
+
+def damp_neighbours(scores: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    """Multiply by `NOT_A_PEAK` every score that is not the highest of its class around its point.
+
+    Around means the 3×3 points of its own level, and what lies there in the levels next to it (a max filter over scale
+    and space, as of arXiv:2012.03544). One-to-one training leaves an object a second point now and then, almost always
+    next to the first: no boxes are compared, and shapes stay static.
+
+    Args:
+        scores: `[B, A, nc]`.  shapes: (height, width) of each level, fine ones first, each half of the one before.
+    """
+    parts = scores.split([height * width for height, width in shapes], dim=1)
+    maps = [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
+    tops = [max_pool2d(x, 3, stride=1, padding=1) for x in maps]
+    damped = []
+    for level, (x, top) in enumerate(zip(maps, tops, strict=True)):
+        if level > 0:
+            top = torch.maximum(top, max_pool2d(tops[level - 1], 2))
+        if level + 1 < len(maps):
+            top = torch.maximum(top, interpolate(tops[level + 1], scale_factor=2.0, mode="nearest"))
+        damped.append(torch.where(x >= top, x, x * NOT_A_PEAK).flatten(2))
+    return torch.cat(damped, 2).transpose(1, 2)
 
 
 def _detect_one(

@@ -21,6 +21,7 @@ class Predictions(NamedTuple):
     logits: `[B, A, nc]` of the one-to-many branch (needs NMS).
     one_to_one: `[B, A, nc]` of the one-to-one branch (needs none).
     points: `[A, 2]` x, y of the anchor points in pixels.  strides: `[A, 1]` in pixels.
+    shapes: (height, width) of each level's map.
     """
 
     distances: Tensor
@@ -28,6 +29,7 @@ class Predictions(NamedTuple):
     one_to_one: Tensor
     points: Tensor
     strides: Tensor
+    shapes: tuple[tuple[int, int], ...]
 
 
 class DetectHead(nn.Module):
@@ -71,6 +73,7 @@ class DetectHead(nn.Module):
             _flat([tower(x) for tower, x in zip(self.one_to_one, maps, strict=True)]),
             points,
             strides,
+            tuple((x.shape[2], x.shape[3]) for x in maps),
         )
 
 
