@@ -34,7 +34,8 @@ def slow_boxes(predictions: Predictions) -> np.ndarray:
 def predictions_of(distances: Tensor, height: int = 64, width: int = 96) -> Predictions:
     points, strides = anchor_points(maps_for(height, width), STRIDES)
     scores = torch.zeros(*distances.shape[:2], 2)
-    return Predictions(distances, scores, scores, points, strides)
+    shapes = tuple((height // stride, width // stride) for stride in STRIDES)
+    return Predictions(distances, scores, scores, points, strides, shapes)
 
 
 def test_anchor_points_of_a_64_by_96_image() -> None:
@@ -97,6 +98,7 @@ def test_outputs_have_the_documented_shapes(nc: int) -> None:
     out = head(maps_for(64, 96, (8, 16, 24), batch=2))
     assert out.distances.shape == (2, 126, 64)
     assert out.logits.shape == out.one_to_one.shape == (2, 126, nc)
+    assert out.shapes == ((8, 12), (4, 6), (2, 3))
     assert out.points.shape == (126, 2)
     assert out.strides.shape == (126, 1)
 

@@ -1,0 +1,99 @@
+"""models/decode.py: which scores become detections, against loops and tables worked by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.decode import NOT_A_PEAK, damp_neighbours, detect
+from models.head import REG_MAX, Predictions, anchor_points
+
+SHAPES = ((8, 12), (4, 6), (2, 3))
+STRIDES = (8, 16, 32)
+
+
+def slow_damped(scores: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    """Point by point. A point of level l covers the rows and columns of a level next to it that lie under its cell."""
+    first = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
+
+    def at(b: int, level: int, y: int, x: int, c: int) -> float:
+        height, width = shapes[level]
+        inside = 0 <= y < height and 0 <= x < width
+        return float(scores[b, first[level] + y * width + x, c]) if inside else -1.0
+
+    def around(b: int, level: int, y: int, x: int, c: int) -> float:
+        return max(at(b, level, y + dy, x + dx, c) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
+
+    out = scores.clone()
+    for b in range(scores.shape[0]):
+        for level, (height, width) in enumerate(shapes):
+            for y, x, c in torch.cartesian_prod(*map(torch.arange, (height, width, scores.shape[2]))).tolist():
+                top = around(b, level, y, x, c)
+                if level > 0:
+                    top = max(top, *(around(b, level - 1, 2 * y + i, 2 * x + j, c) for i in (0, 1) for j in (0, 1)))
+                if level + 1 < len(shapes):
+                    top = max(top, around(b, level + 1, y // 2, x // 2, c))
+                if at(b, level, y, x, c) < top:
+                    out[b, first[level] + y * width + x, c] *= NOT_A_PEAK
+    return out
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damping_equals_the_loop(seed: int) -> None:
+    scores = torch.rand(2, 126, 2, generator=torch.Generator().manual_seed(seed))
+    damped = damp_neighbours(scores, SHAPES)
+    torch.testing.assert_close(damped, slow_damped(scores, SHAPES), rtol=0, atol=0)
+    assert 0 < (damped == scores).float().mean() < 0.5
+
+
+def test_damping_by_hand() -> None:
+    """One row of points: 0.9 stays and quiets 0.8 beside it; 0.7, three cells off, is a peak of its own."""
+    scores = torch.zeros(1, 126, 1)
+    scores[0, [2, 3, 6], 0] = torch.tensor([0.9, 0.8, 0.7])
+    scores[0, 96, 0] = 0.4  # the coarser point above columns 0 and 1, beside that of column 2
+    damped = damp_neighbours(scores, SHAPES)[0, [2, 3, 6, 96], 0]
+    assert damped.tolist() == pytest.approx([0.9, 0.8 * NOT_A_PEAK, 0.7, 0.4 * NOT_A_PEAK])
+
+
+def test_classes_do_not_quiet_each_other() -> None:
+    scores = torch.zeros(1, 126, 2)
+    scores[0, 50, 0], scores[0, 51, 1] = 0.9, 0.5
+    assert torch.equal(damp_neighbours(scores, SHAPES), scores)
+
+
+def test_equal_scores_all_stay() -> None:
+    scores = torch.full((1, 126, 1), 0.25)
+    assert torch.equal(damp_neighbours(scores, SHAPES), scores)
+
+
+def predictions(one_to_one: Tensor, many: Tensor) -> Predictions:
+    """Boxes of 4 strides around every point."""
+    maps = [torch.zeros(1, 1, height, width) for height, width in SHAPES]
+    points, strides = anchor_points(maps, STRIDES)
+    distances = torch.full((1, 126, 4, REG_MAX), -100.0)
+    distances[..., 2] = 100.0
+    return Predictions(distances.flatten(2), many, one_to_one, points, strides, SHAPES)
+
+
+def logit(probability: float) -> float:
+    return float(torch.logit(torch.tensor(probability)))
+
+
+def test_the_branches_answer_each_in_its_own_way() -> None:
+    """Point 2 sees an object, point 3 the same one again: NMS drops it, the one-to-one branch believes it less."""
+    scores = torch.full((1, 126, 1), -20.0)
+    scores[0, [2, 3], 0] = torch.tensor([logit(0.9), logit(0.8)])
+    (plain,) = detect(predictions(scores, scores), conf=0.01)
+    assert plain.scores.tolist() == pytest.approx([0.9, 0.8 * NOT_A_PEAK])
+    assert plain.boxes.tolist() == [[4.0, -12.0, 36.0, 20.0], [12.0, -12.0, 44.0, 20.0]]
+    (nms,) = detect(predictions(scores, scores), nms=True, conf=0.01, iou=0.5)
+    assert nms.scores.tolist() == pytest.approx([0.9]) and nms.boxes.tolist() == [[4.0, -12.0, 36.0, 20.0]]
+
+
+def test_confidence_and_count_bound_what_is_given_out() -> None:
+    scores = torch.full((1, 126, 1), -20.0)
+    scores[0, [0, 5, 90], 0] = torch.tensor([logit(0.3), logit(0.9), logit(0.6)])
+    assert [round(s, 4) for s in detect(predictions(scores, scores), conf=0.4)[0].scores.tolist()] == [0.9, 0.6]
+    assert [round(s, 4) for s in detect(predictions(scores, scores), max_det=1)[0].scores.tolist()] == [0.9]
+    assert detect(predictions(scores, scores), conf=0.95)[0].scores.shape == (0,)
