@@ -503,8 +503,10 @@ def report(training: Training, data: Data, output: Output, options: TrainOptions
 
 
 def restore(training: Training, data: Data, options: TrainOptions, origin: Origin) -> None:
-    """Load the saved state of a run that goes on, and say which run that is."""
+    """Load the saved state of a run that goes on, and say which kind of run this is."""
     if origin.content is None:
+        if options.weights.endswith(".pt"):
+            say(f"fine-tuning  a new run that starts from {options.weights}")
         return
     now, state = run_fingerprint(data, training), training.state
     for text in check_same_run(origin.content.get("fingerprint"), now, origin.folder, origin.force):
@@ -513,7 +515,7 @@ def restore(training: Training, data: Data, options: TrainOptions, origin: Origi
     training.lr.refresh()
     if options.extend:
         training.stopping.restart(state.epoch)
-        jump = origin.jump(origin.before, origin.course, state.epoch)
+        jump = origin.jump(origin.before, origin.course, state.epoch, options.batch_size)
         epochs = f"from {state.epoch} to {origin.course.epochs} epochs"
         say(f"extending    {origin.folder} {epochs} ({options.extend}): {jump}")
     else:

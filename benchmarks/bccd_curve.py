@@ -26,7 +26,8 @@ def read_curves(results: Path, peers: Path | None) -> dict[str, list[dict[str, s
     if peers is not None:
         with peers.open() as file:
             for row in csv.DictReader(file):
-                curves[row["peer"]].append(row)
+                if row["seconds"]:  # not every trainer writes its own clock
+                    curves[row["peer"]].append(row)
     return curves
 
 

@@ -608,6 +608,21 @@ def test_an_extended_run_by_hand(mode: str) -> None:
     assert curve.lr["decay"][::2] / hyp.lr0 == pytest.approx(EXTENDED[mode]) and curve.extended == (4,)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        *(None, 3, {}, {"first": 3}, {"first": "3", "extensions": []}, {"first": 0, "extensions": []}),
+        *(
+            {"first": 3, "extensions": e}
+            for e in (5, [5], [[3, 5]], [[5, 3, "tail"]], [[3, 5, "more"]], [[3, "5", "tail"]])
+        ),
+    ],
+)
+def test_a_saved_course_is_checked(values: Any) -> None:
+    with pytest.raises(UserError, match="course of epochs"):
+        Course.from_dict(values)
+
+
 def test_closing_the_mosaic_counts_back_from_the_formula_in_force() -> None:
     hyp = replace(HYP, close_mosaic=3)
     tail, again = Course(10).extend(10, 20, "tail"), Course(10).extend(10, 20, "replan")

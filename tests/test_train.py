@@ -137,7 +137,8 @@ def test_fine_tuning_starts_from_the_checkpoint_and_says_what_fits(tiny_data, tm
     other.write_text(tiny_data.read_text().replace("square, bar", "bar, square, disc"))
     capsys.readouterr()
     run(other, tmp_path, "--epochs", "1", "--weights", str(first / "weights" / "best.pt"))
-    assert "class outputs of 2 names" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "class outputs of 2 names" in said and "fine-tuning  a new run that starts from" in said
 
 
 def test_early_stopping_stops(tiny_data, tmp_path, capsys):

@@ -9,8 +9,9 @@ from typing import Any
 from utils.checkpoint import load_state
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
+from utils.optim import accumulation, scaled_lr
 from utils.options import TrainOptions
-from utils.schedule import Course, CustomFactor, Schedule, describe_jump, load_custom
+from utils.schedule import EXTENSIONS, Course, CustomFactor, Schedule, describe_jump, load_custom
 from utils.stopping import EarlyStopping
 
 # What may differ when a run goes on: nothing of it changes the weights.
@@ -35,10 +36,12 @@ class Origin:
         """The course without its last extension."""
         return replace(self.course, extensions=self.course.extensions[:-1])
 
-    def jump(self, before: Course, after: Course, epoch: int) -> str:
-        """Say what an extension at `epoch` does to the lr."""
-        schedules = (Schedule(self.hyp, course, 1, self.custom) for course in (before, after))
-        return describe_jump(*schedules, epoch, self.hyp.lr0)
+    def jump(self, before: Course, after: Course, epoch: int, batch_size: int) -> str:
+        """Say what an extension at `epoch` does to the lr of a run with batches of `batch_size`."""
+        hyp = self.hyp
+        schedules = (Schedule(hyp, course, 1, self.custom) for course in (before, after))
+        effective = batch_size * accumulation(batch_size, hyp.nominal_batch)
+        return describe_jump(*schedules, epoch, scaled_lr(hyp.lr0, hyp.lr_batch_rule, effective, hyp.nominal_batch))
 
 
 def custom_factor(options: TrainOptions, saved: dict[str, Any] | None = None) -> CustomFactor | None:
@@ -53,7 +56,7 @@ def custom_factor(options: TrainOptions, saved: dict[str, Any] | None = None) ->
             f"this run's schedule is code of yours; a checkpoint names no code to run: add --schedule {known}"
         )
     custom = load_custom(spec) if ":" in spec else None
-    if custom and saved and custom.sha256 != saved["schedule_sha256"]:
+    if custom and saved and custom.sha256 != saved.get("schedule_sha256"):
         raise UserError(
             f"--schedule {spec}: its source is not what this run began with, and a resumed run is the same run"
         )
@@ -77,7 +80,7 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
     content = load_state(path)
     saved = TrainOptions.from_dict(content["options"], source=str(path))
     free = FREE_ON_RESUME | (FREE_ON_EXTEND if options.extend else set())
-    course = Course.from_dict(content["course"])
+    course = Course.from_dict(content.get("course"))
     origin = Origin(
         Hyp.from_dict(content["hyp"]), course, custom_factor(options, content), content, path.parents[1], options.force
     )
@@ -91,7 +94,7 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
             )
     done = content["state"]["progress"]["epoch"]
     if bool(over) != bool(options.extend) or (options.extend and options.epochs <= done):
-        raise UserError(how_to_go_on(options, origin, path, done, over))
+        raise UserError(how_to_go_on(replace(options, batch_size=saved.batch_size), origin, path, done, over))
     if options.extend:
         origin = replace(origin, course=course.extend(done, options.epochs, options.extend))
     given = {name: getattr(options, name) for name in options.explicit & free - {"project", "force"}}
@@ -121,8 +124,8 @@ def how_to_go_on(options: TrainOptions, origin: Origin, path: Path, done: int, o
     lines = [
         f"{path}: {over}, so there is nothing to resume. To go on with it, extend it, for example to {epochs} epochs:"
     ]
-    for mode, words in (("replan", "the same schedule over the new length"), ("tail", "stay at the last lr")):
-        jump = origin.jump(course, course.extend(done, epochs, mode), done)
+    for mode, words in zip(EXTENSIONS, ("the same schedule over the new length", "stay at the last lr"), strict=True):
+        jump = origin.jump(course, course.extend(done, epochs, mode), done, options.batch_size)
         lines.append(f"  --resume {run} --epochs {epochs} --extend {mode:<6}  {words}: {jump}")
     best = path.with_name("best.pt")
     lines.append(f"  --weights {best}  is fine-tuning: a new run from its best weights, with a schedule from lr0 on")

@@ -192,6 +192,9 @@ def build_warmup(settings: ScheduleSettings, epochs: int, steps_per_epoch: int) 
     return Warmup(min(wanted, most), settings.warmup_momentum)
 
 
+EXTENSIONS = ("replan", "tail")
+
+
 class Extension(NamedTuple):
     """How a run that was over goes on: from epoch `at` to `epochs`, by `replan` or `tail` (see `Course`)."""
 
@@ -227,8 +230,20 @@ class Course:
         return {"first": self.first, "extensions": [list(extension) for extension in self.extensions]}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Course:
-        return cls(values["first"], tuple(Extension(*extension) for extension in values["extensions"]))
+    def from_dict(cls, values: Any) -> Course:
+        """Build from the values of `to_dict`, which come from a file. UserError: they are no course."""
+        try:
+            course = cls(values["first"], tuple(Extension(*extension) for extension in values["extensions"]))
+            numbers = [course.first, *(n for at, epochs, _ in course.extensions for n in (at, epochs))]
+            sound = all(type(n) is int and n > 0 for n in numbers)
+            sound = sound and all(at < epochs and mode in EXTENSIONS for at, epochs, mode in course.extensions)
+        except (TypeError, KeyError):
+            sound = False
+        if not sound:
+            raise UserError(
+                f"a checkpoint's course of epochs must be a number and its extensions, not {str(values)[:80]}"
+            )
+        return course
 
 
 class Stage(NamedTuple):
