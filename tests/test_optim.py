@@ -121,9 +121,11 @@ def test_a_module_of_parameters_alone_and_an_empty_one() -> None:
     assert names_of(nn.Identity()) == {"decay": set(), "no_decay": set(), "bias": set()}
 
 
-def test_the_groups_of_yolo() -> None:
+@pytest.mark.parametrize("size", ["n", "s", "m", "l", "x"])
+def test_the_groups_of_yolo(size: str) -> None:
     """Read off the kinds of layers it is made of: convolutions and batch norms, and nothing else with parameters."""
-    model = YOLO(ModelConfig("n", 3))
+    with torch.device("meta"):
+        model = YOLO(ModelConfig(size, 3))
     table: dict[str, set[str]] = {"decay": set(), "no_decay": set(), "bias": set()}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):

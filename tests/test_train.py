@@ -4,6 +4,7 @@ uninterrupted one."""
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -325,6 +326,33 @@ def test_workers_and_cache_do_not_change_the_weights(tiny_data, tmp_path):
     other = run(tiny_data, tmp_path, "--epochs", "1", "--cache", "ram", "--workers", "2")
     first, second = (load_checkpoint(f / "weights" / "last.pt")["state"]["components"] for f in (plain, other))
     assert same(first, second)
+
+
+def test_deterministic_is_asked_for_and_given_up_again(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    run(tiny_data, tmp_path, "--epochs", "1", "--deterministic")
+    assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    run(tiny_data, tmp_path, "--epochs", "1")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_on_cuda_a_deterministic_run_resumes_exactly(tiny_data, tmp_path, monkeypatch, amp):
+    """The state of gradient scaling (fp16) is part of it."""
+    flags = ["--epochs", "3", "--amp", amp, "--deterministic", "--device", "0"]
+    whole = run(tiny_data, tmp_path / "whole", *flags)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(Interrupted):
+            run(tiny_data, tmp_path / "parts", *flags)
+    train.main(["--resume", str(tmp_path / "parts" / "exp")])
+    expected, got = (
+        load_checkpoint(folder / "weights" / "last.pt")["state"] for folder in (whole, tmp_path / "parts" / "exp")
+    )
+    assert expected["progress"].pop("seconds") > 0 and got["progress"].pop("seconds") > 0
+    assert same(expected, got) and bool(expected["components"]["scaler"]) == (amp == "fp16")
 
 
 @pytest.mark.slow

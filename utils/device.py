@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from utils.errors import UserError
@@ -32,6 +34,18 @@ def select_device(text: str = "", local_rank: int = 0, processes: int = 1) -> to
     device = torch.device("cuda", numbers[local_rank])
     torch.cuda.set_device(device)
     return device
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Make torch take only kernels whose sums have a fixed order, or refuse; or let it choose freely again.
+
+    A resumed run on CUDA is then the uninterrupted one, bit for bit. Call before the device is used: cuBLAS reads its
+    workspace's size once.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = False
 
 
 def _cuda_numbers(text: str, name: str, processes: int) -> list[int]:

@@ -181,6 +181,9 @@ class TrainOptions(_Options):
     workers: int = _flag(-1, "processes that load data, each device", "machine", low=-1, high=1024, shown="by CPUs")
     amp: str = _flag("auto", "mixed precision; auto = on CUDA", "machine", choices=("auto", "off", "fp16", "bf16"))
     sync_bn: bool = _flag(False, "batch norm over all devices", "machine")
+    deterministic: bool = _flag(
+        False, "take only kernels that give the same bits every time: slower on CUDA, and the rule on a CPU", "machine"
+    )
 
     def __post_init__(self) -> None:
         if self.batch_size == -1:
