@@ -333,6 +333,7 @@ def on_terminal(argv: list[str], until: bytes) -> tuple[int, int]:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script's background job has it ignored, and so would train.py
         os.execv(sys.executable, [sys.executable, "train.py", *argv])
     seen = b""
     while until not in seen:
