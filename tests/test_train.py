@@ -273,15 +273,20 @@ def test_the_range_test_leaves_no_trace(tiny_data, tmp_path, capsys):
     assert same(first, second)
 
 
-def test_a_schedule_of_ones_own_is_named_again_on_resume(tiny_data, tmp_path, monkeypatch):
-    module = tmp_path / "own_schedule.py"
+def interrupted_under_an_own_schedule(tiny_data: Path, tmp_path: Path, monkeypatch, module: Path) -> list[str]:
+    """Write a module that halves the lr, train 2 of 3 epochs under it into `runs/exp`; return its flag."""
     module.write_text("def halving(epoch, epochs, lrf):\n    return 0.5**epoch\n")
     monkeypatch.chdir(tmp_path)
-    flag = ["--schedule", "own_schedule:halving"]
+    flag = ["--schedule", f"{module.stem}:halving"]
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
         with pytest.raises(Interrupted):
             run(tiny_data, tmp_path / "runs", "--epochs", "3", *flag, "--set", "lr0=0.01", "warmup_epochs=0")
+    return flag
+
+
+def test_a_schedule_of_ones_own_is_named_again_on_resume(tiny_data, tmp_path, monkeypatch):
+    flag = interrupted_under_an_own_schedule(tiny_data, tmp_path, monkeypatch, tmp_path / "own_schedule.py")
     folder = tmp_path / "runs" / "exp"
     assert yaml.safe_load((folder / "hyp.yaml").read_text())["schedule"] == "custom"
     with pytest.raises(UserError, match="names no code to run: add --schedule own_schedule:halving"):
@@ -292,13 +297,7 @@ def test_a_schedule_of_ones_own_is_named_again_on_resume(tiny_data, tmp_path, mo
 
 def test_a_schedule_of_ones_own_whose_source_changed_is_another_run(tiny_data, tmp_path, monkeypatch):
     module = tmp_path / "changing_schedule.py"
-    module.write_text("def halving(epoch, epochs, lrf):\n    return 0.5**epoch\n")
-    monkeypatch.chdir(tmp_path)
-    flag = ["--schedule", "changing_schedule:halving"]
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 1)
-        with pytest.raises(Interrupted):
-            run(tiny_data, tmp_path / "runs", "--epochs", "3", *flag)
+    flag = interrupted_under_an_own_schedule(tiny_data, tmp_path, monkeypatch, module)
     module.write_text("def halving(epoch, epochs, lrf):\n    return 0.25**epoch\n")
     with pytest.raises(UserError, match="its source is not what this run began with"):
         train.main(["--resume", str(tmp_path / "runs" / "exp"), *flag])
