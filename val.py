@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data.config import load_data_config
 from data.dataset import DetectionDataset
-from data.formats import Fault
+from data.faults import Fault
 from data.index import Index, build_index
 from data.loader import Batch, Loader
 from models.decode import ImageDetections, detect

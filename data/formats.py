@@ -6,10 +6,8 @@ size is read from the image's own header, so the same labels in another format g
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import warnings
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,46 +18,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from data.config import DataConfig, Source
+from data.faults import Fault
+from data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, Unreadable, image_headers, image_size
 from utils.errors import UserError, suggest
 
-# What both Pillow (headers) and OpenCV (pixels) read, and what a user may take for such a file.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-OTHER_IMAGE_SUFFIXES = (
-    ".gif",
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jp2",
-    ".dng",
-    ".cr2",
-    ".nef",
-    ".psd",
-    ".svg",
-    ".exr",
-    ".hdr",
-)
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "PPM", "WEBP")  # of Pillow, which takes MPO for a JPEG
-MAX_PIXELS = 1 << 30  # OpenCV decodes no larger image
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 SNAP = 256  # steps a pixel that YOLO's rounded shares are put back on: exact for 6 decimals up to 2,600 px
 SMALL_OVERHANG = 1.0  # px: a box that leaves the image by less is clipped without a word (rounding)
 THREADS = 8
 CHUNK = 64  # images a thread reads at a time
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something in the data that was dropped or mended. where: the line, object or annotation, or empty."""
-
-    file: str
-    where: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.where}: {self.text}" if self.where else f"{self.file}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +68,7 @@ def iter_split(config: DataConfig, split: str) -> Iterator[tuple[Record | None, 
     yield None, faults
     images, boxes, first = 0, 0, faults[:1]
     read = partial(_read_chunk, config=config)
-    with _image_headers(), ThreadPoolExecutor(THREADS) as pool:
+    with image_headers(), ThreadPoolExecutor(THREADS) as pool:
         for chunk in pool.map(read, [entries[i : i + CHUNK] for i in range(0, len(entries), CHUNK)]):
             for record, found in chunk:
                 first = first or found[:1]
@@ -133,55 +101,6 @@ def split_files(config: DataConfig, split: str) -> Iterator[str]:
             yield from _walk(source.annotations, (".xml",))
         else:
             yield str(source.annotations)
-
-
-# ------------------------------------------------------------------------------------------------ images
-
-
-class _Unreadable(Exception):
-    """A file whose content can't be had; the image is left out."""
-
-
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return (width, height) of the upright image, from the header alone."""
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            width, height = image.size
-            if image.format == "TIFF":  # Pillow's versions differ in whether `size` is turned already
-                width, height, orientation = (image.tag_v2.get(tag, 1) for tag in (256, 257, 274))
-            else:
-                orientation = _orientation(image.info.get("exif"))
-    except FileNotFoundError:
-        raise _Unreadable("no such image") from None
-    except Exception as error:  # Pillow's readers raise whatever a broken header makes them raise
-        text = "not an image of a known kind" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise _Unreadable(f"the image can't be read: {text}") from None
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise _Unreadable(f"the image can't be read: {width} x {height} pixels")
-    return (height, width) if orientation in TURNED else (width, height)
-
-
-def _orientation(exif: bytes | None) -> int:
-    if not exif:
-        return 1
-    tags = Image.Exif()
-    try:
-        tags.load(exif)
-        return int(tags.get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a broken EXIF block turns nothing, here as in OpenCV
-        return 1
-
-
-@contextlib.contextmanager
-def _image_headers() -> Iterator[None]:
-    """Pillow without its size limit, which guards against decoding (we don't), and without its warnings."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _walk(folder: Path, suffixes: Sequence[str]) -> Iterator[str]:
@@ -266,7 +185,7 @@ def _read_entry(entry: _Entry, config: DataConfig) -> tuple[Record | None, list[
         width, height = image_size(file)
         file = entry.label
         objects = entry.read(entry.label, width, height, fault)
-    except _Unreadable as error:
+    except Unreadable as error:
         return None, [*faults, Fault(file, "", f"{error}; the image is left out")]
     keep, boxes, areas = _check_boxes(
         objects, width, height, lambda i, text: fault(f"{entry.unit} {objects.numbers[i]}", text)
@@ -404,7 +323,7 @@ def _read_yolo(
     except FileNotFoundError:
         text = ""  # an image of nothing
     except (OSError, UnicodeDecodeError) as error:
-        raise _Unreadable(f"the labels can't be read: {error}") from None
+        raise Unreadable(f"the labels can't be read: {error}") from None
     rows: list[tuple[float, ...]] = []
     numbers: list[int] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -524,13 +443,13 @@ def _parse_xml(path: str) -> ET.Element | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _Unreadable(f"the labels can't be read: {error.strerror or error}") from None
+        raise Unreadable(f"the labels can't be read: {error.strerror or error}") from None
     if b"<!DOCTYPE" in data.replace(b"\0", b""):  # the zeros of UTF-16
-        raise _Unreadable("the labels have a DOCTYPE, which is refused")
+        raise Unreadable("the labels have a DOCTYPE, which is refused")
     try:
         return ET.fromstring(data)
     except (ET.ParseError, ValueError, LookupError) as error:
-        raise _Unreadable(f"the labels aren't XML: {error}") from None
+        raise Unreadable(f"the labels aren't XML: {error}") from None
 
 
 def _check_size(stated: Sequence[Any], width: int, height: int, fault: Callable[[str], None]) -> None:

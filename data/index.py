@@ -15,7 +15,8 @@ import numpy as np
 
 from data.cache import cache_root
 from data.config import DataConfig
-from data.formats import Fault, Record, iter_split, split_files
+from data.faults import Fault
+from data.formats import Record, iter_split, split_files
 
 FORMAT = 1  # part of every cached index's key: raise it when the readers give other arrays
 ARRAYS = ("paths", "path_offsets", "sizes", "boxes", "classes", "crowd", "areas", "offsets")

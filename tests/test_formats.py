@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.config import DataConfig, load_data_config
-from data.formats import Fault, Record, image_size, label_paths, read_split
+from data.faults import Fault
+from data.formats import Record, label_paths, read_split
+from data.images import image_size
 from utils.errors import UserError
 
 NAMES = "names: [cat, dog, hot dog]\n"
