@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -10,10 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.augment import Affine, Picture, flip, jitter_hsv, letterbox, mixup, mosaic, warp
+from data.augment import Affine, Picture, Tile, compose, flip, jitter_hsv, letterbox, mixup, mosaic
 from data.cache import ImageCache, ImageList, build_cache, load_indexed, resized_sizes
 from utils.errors import UserError
 from utils.seed import rng
+
+NEAR = 64  # images before a sample, in the order of its epoch, that its partners are drawn from
+KEPT = 2 * NEAR  # decoded images that a process remembers: with room for those that other workers' samples share
 
 
 class Labels(ImageList, Protocol):
@@ -61,6 +66,15 @@ class Sample:
     letterbox: Tensor  # float32 [4]: gain x, gain y, pad x, pad y: x_in = x_original · gain + pad. NaN if augmented
 
 
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The order of `count` images in an epoch, and the place of each in it: int32 `[count]` both."""
+    order = rng(seed, "order", epoch).permutation(count).astype(np.int32)
+    place = np.empty_like(order)
+    place[order] = np.arange(count, dtype=np.int32)
+    return order, place
+
+
 class DetectionDataset(Dataset[Sample]):
     """Samples of an index at one image size.
 
@@ -92,6 +106,7 @@ class DetectionDataset(Dataset[Sample]):
         self._first_plain_epoch = epochs - hyp.close_mosaic
         self._affine = Affine(hyp.degrees, hyp.translate, hyp.scale, hyp.shear, hyp.perspective)
         self._cache: ImageCache | None = build_cache(index, imgsz, cache) if cache else None
+        self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -113,13 +128,24 @@ class DetectionDataset(Dataset[Sample]):
 
     def _load(self, i: int) -> Picture:
         """Image `i`, its long side resized to `imgsz`, with its boxes."""
-        image = self._cache[i] if self._cache is not None else load_indexed(self.index, i, self.imgsz)
+        image = self._cache[i] if self._cache is not None else self._decode(i)
         labels = slice(self.index.offsets[i], self.index.offsets[i + 1])
         single = ~self.index.crowd[labels]
         gain = (image.shape[1::-1] / self.index.sizes[i]).astype(np.float32)
         boxes = self.index.boxes[labels][single] * np.tile(gain, 2)
         classes = self.index.classes[labels][single].astype(np.int64)
         return Picture(image, boxes, np.zeros_like(classes) if self.single_cls else classes)
+
+    def _decode(self, i: int) -> np.ndarray:
+        """Image `i` from its file, or from memory where it was among the last of a training set."""
+        image = self._recent.get(i)
+        if image is None:
+            image = load_indexed(self.index, i, self.imgsz)
+            if self.augment:
+                self._recent[i] = image
+            if len(self._recent) > KEPT:
+                self._recent.popitem(last=False)
+        return image
 
     def _plain_sample(self, i: int) -> Sample:
         image, boxes, classes = self._load(i)
@@ -134,7 +160,8 @@ class DetectionDataset(Dataset[Sample]):
         if composite and hyp.mixup:
             draw = rng(self.seed, "mixup", *key)
             if draw.random() < hyp.mixup:
-                other = self._warped(SampleKey(key.epoch, int(draw.integers(len(self)))), 1 + key.index, composite)
+                partner = int(self._partners(key, draw, 1)[0])
+                other = self._warped(SampleKey(key.epoch, partner), 1 + key.index, composite)
                 picture = mixup(picture, other, draw.beta(32.0, 32.0))
         image = jitter_hsv(picture.image, rng(self.seed, "hsv", *key), hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
         left_right, top_bottom = rng(self.seed, "flip", *key).random(2) < (hyp.fliplr, hyp.flipud)
@@ -145,21 +172,27 @@ class DetectionDataset(Dataset[Sample]):
         """A mosaic or a single picture, warped. `role`: 0, or 1 + the index of the sample that it is mixed into."""
         draw = rng(self.seed, "mosaic", *key, role)
         if composite and draw.random() < self.hyp.mosaic:
-            picture = self._mosaic(key.index, draw)
-            source, target, inset = (2 * self.imgsz,) * 2, (self.imgsz,) * 2, np.eye(3)
+            tiles = self._mosaic(key, draw)
+            source, target = (2 * self.imgsz,) * 2, (self.imgsz,) * 2
         else:
             picture = self._load(key.index)
             source = target = self._shape(key.index)[::-1]
             left, top = ((side - own) // 2 for side, own in zip(target, picture.image.shape[1::-1], strict=True))
-            inset = np.array([[1, 0, left], [0, 1, top], [0, 0, 1]])  # letterbox and warp in one
+            tiles = [Tile(picture, left, top)]
         matrix = self._affine.draw(rng(self.seed, "affine", *key, role), source, target)
-        return warp(picture, matrix @ inset, *target)
+        return compose(tiles, source, matrix, target)
 
-    def _mosaic(self, i: int, draw: np.random.Generator) -> Picture:
-        """Image `i` and three drawn ones, in drawn places."""
-        members = np.array([i, *draw.integers(len(self), size=3)])[draw.permutation(4)]
+    def _partners(self, key: SampleKey, draw: np.random.Generator, count: int) -> np.ndarray:
+        """Draw images from those just before this one in the epoch's order: whoever loads them in turn has them."""
+        order, place = epoch_order(self.seed, key.epoch, len(self))
+        back = draw.integers(1, max(min(NEAR, len(self) - 1), 1) + 1, size=count)
+        return order[(place[key.index] - back) % len(self)]
+
+    def _mosaic(self, key: SampleKey, draw: np.random.Generator) -> list[Tile]:
+        """Image `key.index` and three others, in drawn places."""
+        members = np.array([key.index, *self._partners(key, draw, 3)])[draw.permutation(4)]
         center_x, center_y = draw.integers(self.imgsz // 2, 3 * self.imgsz // 2 + 1, size=2)
-        return mosaic([self._load(int(member)) for member in members], int(center_x), int(center_y), self.imgsz)
+        return mosaic([self._load(int(member)) for member in members], int(center_x), int(center_y))
 
 
 def _sample(picture: Picture, index: int, way: list[float]) -> Sample:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.dataset import DetectionDataset, Sample, SampleKey
+from data.dataset import DetectionDataset, Sample, SampleKey, epoch_order
 from utils import signals
 from utils.errors import UserError
 from utils.seed import rng
@@ -103,16 +103,15 @@ class Plan(Sampler[list[SampleKey]]):
 
     def batches(self) -> list[np.ndarray]:
         """Indices of every batch of `epoch` on this rank."""
-        draw = rng(self.seed, "order", self.epoch)
         count, whole = len(self._group), self.batch_size * self.world_size
-        order = draw.permutation(count) if self.shuffle else np.arange(count)
+        order = epoch_order(self.seed, self.epoch, count)[0] if self.shuffle else np.arange(count)
         batches = []
         for group in range(self._group.max(initial=-1) + 1):
             members = order[self._group[order] == group]
             members = np.resize(members, -(-len(members) // self.world_size) * self.world_size)
             batches += [members[first : first + whole] for first in range(0, len(members), whole)]
         if self.shuffle and self._group.any():
-            batches = [batches[i] for i in draw.permutation(len(batches))]
+            batches = [batches[i] for i in rng(self.seed, "order", self.epoch, 1).permutation(len(batches))]
         return [batch[self.rank :: self.world_size] for batch in batches]
 
     def __iter__(self) -> Iterator[list[SampleKey]]:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
 
 import cv2
 import numpy as np
 import pytest
 
-from data.augment import MIN_DEPTH, Affine, Picture, flip, jitter_hsv, letterbox, mixup, mosaic, warp, warp_boxes
+from data.augment import (
+    MIN_DEPTH,
+    Affine,
+    Picture,
+    Tile,
+    compose,
+    flip,
+    hsv_matrix,
+    jitter_hsv,
+    letterbox,
+    mixup,
+    mosaic,
+    paste,
+    warp,
+    warp_boxes,
+)
 
 ALL = Affine(degrees=45, translate=0.2, scale=0.5, shear=15, perspective=0.001)
 
@@ -216,7 +230,7 @@ def test_mosaic_puts_a_corner_of_each_picture_at_the_centre() -> None:
     for i, (width, height) in enumerate(sizes):
         image = np.full((height, width, 3), 10 * (i + 1), np.uint8)
         pictures.append(Picture(image, np.array([[1, 2, width, height]], np.float32), np.array([i])))
-    image, boxes, classes = mosaic(pictures, 30, 50, 40)
+    image, boxes, classes = paste(mosaic(pictures, 30, 50), 80, 80)
     assert image.shape == (80, 80, 3) and classes.tolist() == [0, 1, 2, 3]
     expected = np.full((80, 80), 114)
     expected[20:50, 0:30] = 10  # 40 wide, cut off on the left
@@ -236,22 +250,115 @@ def test_letterbox_centres_the_image() -> None:
     assert letterbox(image, 3, 4)[0] is not image  # the image may be a view of the cache
 
 
-def test_hsv_jitter_equals_colorsys() -> None:
-    draw = np.random.default_rng(2)
-    image = draw.integers(40, 216, (6, 6, 3), dtype=np.uint8)
-    for seed in range(10):
+def smooth_picture(draw: np.random.Generator, width: int, height: int) -> Picture:
+    """A picture without fine detail, so that a shift of half a pixel changes little, with boxes in it."""
+    coarse = draw.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    corner = np.array([draw.uniform(0, width - 10, 6), draw.uniform(0, height - 10, 6)]).T
+    boxes = np.concatenate([corner, np.minimum(corner + draw.uniform(4, 60, (6, 2)), (width, height))], 1)
+    return Picture(
+        cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), boxes.astype(np.float32), np.arange(6)
+    )
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_composed_mosaic_is_the_warped_canvas(seed: int) -> None:
+    draw, side = np.random.default_rng(seed), 160
+    pictures = [smooth_picture(draw, *draw.integers(60, side + 1, 2)) for _ in range(4)]
+    tiles = mosaic(pictures, *map(int, draw.integers(side // 2, 3 * side // 2 + 1, 2)))
+    matrix = Affine(0, 0.1, 0.5, 0, 0).draw(draw, (2 * side,) * 2, (side,) * 2)
+    quick = compose(tiles, (2 * side,) * 2, matrix, (side,) * 2)
+    exact = warp(paste(tiles, 2 * side, 2 * side), matrix, side, side)
+    # Tiles end on whole pixels: the seams differ, and what lies between them by a fraction of a pixel.
+    assert (np.abs(quick.image.astype(int) - exact.image).max(-1) > 16).mean() < 0.04
+    assert np.abs(quick.image.astype(int) - exact.image).mean() < 3
+    for box, label in zip(exact.boxes, exact.classes, strict=True):
+        if (box[2:] - box[:2]).min() > 6:
+            near = [np.abs(own - box).max() for own, c in zip(quick.boxes, quick.classes, strict=True) if c == label]
+            assert min(near) < 1.5
+    assert abs(len(quick.boxes) - len(exact.boxes)) <= 2  # at the limit of what is worth keeping
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_box_of_a_bright_rectangle_in_a_composed_mosaic_hugs_the_bright_pixels(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    x, y = draw.integers(5, 40, 2)
+    bright = rectangle(100, 80, (x, y, x + draw.integers(20, 50), y + draw.integers(20, 35)))
+    plain = [no_boxes(np.full((70, 90, 3), 114, np.uint8)) for _ in range(3)]
+    tiles = mosaic([*plain[: seed % 4], bright, *plain[seed % 4 :]], *map(int, draw.integers(60, 140, 2)))
+    matrix = Affine(0, 0.2, 0.5, 0, 0).draw(draw, (200, 200), (100, 100))
+    image, boxes, classes = compose(tiles, (200, 200), matrix, (100, 100))
+    assert len(boxes) == len(classes) <= 1
+    if len(boxes):
+        assert np.abs(boxes[0] - extent(image[..., 0] > (114 + 255) / 2)).max() <= 1
+    else:
+        assert (image[..., 0] > 184).sum() < 0.3 * 0.5 * 50 * 35
+
+
+def test_a_turned_mosaic_goes_by_the_canvas() -> None:
+    draw = np.random.default_rng(3)
+    tiles = mosaic([smooth_picture(draw, 80, 60) for _ in range(4)], 70, 90)
+    matrix = ALL.draw(draw, (160, 160), (80, 80))
+    one, other = compose(tiles, (160, 160), matrix, (80, 80)), warp(paste(tiles, 160, 160), matrix, 80, 80)
+    assert all((a == b).all() for a, b in zip(one, other, strict=True))
+
+
+def test_a_tile_that_moves_by_whole_pixels_is_copied() -> None:
+    draw = np.random.default_rng(0)
+    image = draw.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    picture = Picture(image, np.array([[1, 2, 30, 33.25]], np.float32), np.array([7]))
+    matrix = np.array([[1, 0, -6], [0, 1, 3], [0, 0, 1.0]])
+    out = compose([Tile(picture, 10, 20)], (100, 100), matrix, (70, 50))
+    expected = np.full((50, 70, 3), 114, np.uint8)
+    expected[23:50, 4:64] = image[:27]
+    assert (out.image == expected).all() and out.classes.tolist() == [7]
+    assert out.boxes.tolist() == [[5, 25, 34, 50]]
+
+
+def classic_jitter(image: np.ndarray, u: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:
+    """The way to HSV and back, one table a channel."""
+    levels = np.arange(256)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = ((levels + 180 * hue * u[0]) % 180).astype(np.uint8)[hsv[..., 0]]
+    hsv[..., 1] = np.clip(levels * (1 + saturation * u[1]), 0, 255).astype(np.uint8)[hsv[..., 1]]
+    hsv[..., 2] = np.clip(levels * (1 + value * u[2]), 0, 255).astype(np.uint8)[hsv[..., 2]]
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+@pytest.mark.parametrize("ranges", [(0.015, 0.7, 0.4), (0.015, 0, 0), (0, 0.7, 0), (0, 0, 0.4)])
+def test_hsv_jitter_has_the_mean_and_spread_of_the_classic_one(ranges: tuple[float, float, float]) -> None:
+    draw = np.random.default_rng(0)
+    ours, classic = [], []
+    for seed in range(300):
+        tint = draw.uniform(0, 60, 3)
+        image = np.clip(draw.uniform(40, 160, (6, 8, 1)) + tint + draw.normal(0, 8, (6, 8, 3)), 0, 255).astype(np.uint8)
+        image = cv2.resize(image, (64, 48), interpolation=cv2.INTER_CUBIC)
         u = np.random.default_rng(seed).uniform(-1, 1, 3)
-        out = jitter_hsv(image, np.random.default_rng(seed), 0.1, 0.7, 0.4)
-        for before, after in zip(image.reshape(-1, 3), out.reshape(-1, 3), strict=True):
-            h, s, v = colorsys.rgb_to_hsv(*before / 255)
-            h, s, v = (h + 0.1 * u[0]) % 1, min(s * (1 + 0.7 * u[1]), 1), min(v * (1 + 0.4 * u[2]), 1)
-            assert np.abs(np.array(colorsys.hsv_to_rgb(h, s, v)) * 255 - after).max() < 10  # 2 degrees of hue a step
+        for kept, out in (
+            (ours, jitter_hsv(image, np.random.default_rng(seed), *ranges)),
+            (classic, classic_jitter(image, u, *ranges)),
+        ):
+            saturation = cv2.cvtColor(out, cv2.COLOR_RGB2HSV)[..., 1]
+            kept.append([*out.mean((0, 1)), *out.std((0, 1)), saturation.mean()])
+    ours, classic = np.array(ours), np.array(classic)
+    assert np.abs(ours.mean(0) - classic.mean(0)).max() < 2
+    assert np.abs(ours.std(0) / classic.std(0) - 1).max() < 0.1
+    assert np.abs(ours - classic).mean() < 2  # image by image, too
+
+
+def test_hsv_jitter_changes_what_it_says() -> None:
+    image = np.full((32, 32, 3), (180, 120, 60), np.uint8)
+    brighter = cv2.transform(image, hsv_matrix(image, 0, 1, 1.25))
+    assert (brighter == (225, 150, 75)).all()
+    paler = cv2.transform(image, hsv_matrix(image, 0, 0.5, 1))  # V stays 180, what lacks to it is halved
+    assert (paler == (180, 150, 120)).all()
+    turned = cv2.transform(image, hsv_matrix(image, 1 / 3, 1, 1))  # by 120 degrees: red becomes green
+    assert (turned == (60, 180, 120)).all()
 
 
 def test_hsv_jitter_keeps_greys_grey_and_can_be_off() -> None:
     grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2)
     out = jitter_hsv(grey, np.random.default_rng(0), 0.5, 0.9, 0.4)
-    assert (out[..., 0] == out[..., 1]).all() and (out[..., 0] == out[..., 2]).all()
+    assert np.ptp(out.astype(int), axis=-1).max() <= 1  # rounding
     assert jitter_hsv(grey, np.random.default_rng(0), 0, 0, 0) is grey
     before = grey.copy()
     jitter_hsv(grey, np.random.default_rng(0), 0.5, 0.9, 0.4)

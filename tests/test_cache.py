@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from data import cache
-from data.cache import build_cache, cache_root, load_image, load_indexed, resized_sizes
+from data.cache import build_cache, cache_root, jpeg_size, load_image, load_indexed, resized_sizes
 from utils.errors import UserError
 
 
@@ -82,6 +82,35 @@ def test_channels_come_as_rgb(tmp_path: Path) -> None:
     image = load_image(path, 6)
     assert image.shape == (4, 6, 3)
     assert (image == (red, green, blue)).all()
+
+
+@pytest.mark.parametrize("size", [(640, 480), (642, 481), (333, 1000), (8, 8), (1, 1)])
+@pytest.mark.parametrize("imgsz", [32, 64, 160, 320, 321, 640])
+def test_a_jpeg_decoded_at_a_fraction_is_the_whole_one_resized(
+    tmp_path: Path, size: tuple[int, int], imgsz: int
+) -> None:
+    draw = np.random.default_rng(0)
+    smooth = cv2.resize(draw.integers(0, 256, (6, 8, 3), dtype=np.uint8), size, interpolation=cv2.INTER_CUBIC)
+    path = write(tmp_path / "a.jpg", smooth)
+    image = load_image(path, imgsz)
+    width, height = resized_sizes(np.array(size), imgsz)
+    assert image.shape == (height, width, 3)
+    whole = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    way = cv2.INTER_AREA if imgsz < max(size) else cv2.INTER_LINEAR
+    expected = cv2.resize(whole, (int(width), int(height)), interpolation=way)
+    limit = 2 if size in ((640, 480), (8, 8)) else 0  # what can't be halved exactly is decoded whole
+    assert np.abs(image.astype(int) - expected).mean() <= limit
+
+
+def test_the_size_of_a_jpeg_is_in_its_frame_header(tmp_path: Path) -> None:
+    image = np.zeros((70, 300, 3), np.uint8)
+    plain = cv2.imencode(".jpg", image)[1].tobytes()
+    progressive = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    comment = b"\xff\xfe\x00\x0a\xff\xc0\x00\x11ABCD"  # a comment that looks like a frame header
+    for data in (plain, progressive, plain[:2] + comment + plain[2:], plain[:2] + b"\xff" + plain[2:]):
+        assert jpeg_size(memoryview(data)) == (300, 70)
+    for data in (b"", b"\xff\xd8", plain[:20], b"\xff\xd8\xff\xe0\x00\x00", cv2.imencode(".png", image)[1].tobytes()):
+        assert jpeg_size(memoryview(data)) == (0, 0)
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (5, 5, 4)])

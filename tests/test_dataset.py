@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from data import dataset as dataset_module
 from data.cache import load_image
-from data.dataset import DetectionDataset, Sample, SampleKey
+from data.dataset import KEPT, NEAR, DetectionDataset, Sample, SampleKey, epoch_order
 from utils.errors import UserError
 
 
@@ -289,3 +290,54 @@ def test_real_images(bccd: Path) -> None:
             sample = dataset[SampleKey(1, i)]
             sides = sample.boxes[:, 2:] - sample.boxes[:, :2]
             assert (sides > 2).all() and (sample.boxes >= 0).all() and (sample.boxes <= 160).all()
+
+
+def test_the_order_of_an_epoch_holds_every_image_once() -> None:
+    order, place = epoch_order(3, 1, 500)
+    assert sorted(order.tolist()) == list(range(500)) and (order[place] == np.arange(500)).all()
+    assert (order != epoch_order(3, 2, 500)[0]).any() and (order != epoch_order(4, 1, 500)[0]).any()
+
+
+def test_partners_come_from_just_before_in_the_order_of_the_epoch_and_every_other_image_is_one() -> None:
+    class Many(Labelled):
+        def __len__(self) -> int:
+            return 1000
+
+    many = make(Many([], [], []), replace(PLAIN, mosaic=1.0))
+    order, place = epoch_order(5, 2, 1000)
+    back = []
+    for i in range(1000):
+        partners = many._partners(SampleKey(2, i), np.random.default_rng(i), 3)
+        back += ((place[i] - place[partners]) % 1000).tolist()
+    assert min(back) == 1 and max(back) == NEAR
+    counts = np.bincount(back, minlength=NEAR + 1)[1:]
+    assert abs(counts - 3000 / NEAR).max() < 6 * np.sqrt(3000 / NEAR)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_small_sets_have_partners_too(index: Labelled, count: int) -> None:
+    few = Labelled(index.paths[:count], index.sizes[:count].tolist(), index.boxes[:count, None].tolist())
+    dataset = make(few, replace(PLAIN, mosaic=1.0, mixup=1.0))
+    shown = [dataset[SampleKey(epoch, 0)].classes.unique().tolist() for epoch in range(15)]
+    assert set().union(*shown) == set(range(count))
+
+
+def test_an_epoch_in_its_order_decodes_each_image_about_once(index: Labelled, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    load = dataset_module.load_indexed
+
+    def count(source: Labelled, i: int, imgsz: int) -> np.ndarray:
+        read.append(i)
+        return load(source, i, imgsz)
+
+    monkeypatch.setattr(dataset_module, "load_indexed", count)
+    twenty = [i % 8 for i in range(20 * NEAR)]
+    many = Labelled(
+        [index.paths[i] for i in twenty], index.sizes[twenty].tolist(), index.boxes[twenty][:, None].tolist()
+    )
+    dataset = make(many, replace(PLAIN, mosaic=1.0), imgsz=32)
+    for i in epoch_order(5, 0, len(many))[0]:
+        dataset[SampleKey(0, int(i))]
+    # The first look for partners at the end of the order, and crowd out some of their own.
+    assert len(read) <= len(many) + 4 * NEAR
+    assert len(dataset._recent) == KEPT
