@@ -32,7 +32,7 @@ from models.transfer import freeze, hold
 from models.yolo import MAX_STRIDE, count_parameters
 from utils import dist
 from utils.checkpoint import TrainState, load_state, save_model, save_state
-from utils.device import Precision, select_device, set_deterministic
+from utils.device import Precision, keep_freed_memory, select_device, set_deterministic
 from utils.ema import ModelEMA
 from utils.errors import Stopped, TrainingDiverged, UserError, run_cli
 from utils.fingerprint import check_same_run, fingerprint
@@ -584,6 +584,8 @@ def main(argv: list[str] | None = None) -> None:
         options, origin = go_on(replace(options, resume=str(path)), path)
     set_deterministic(options.deterministic)
     device = select_device(options.device, dist.local_rank(), dist.local_world_size())
+    if device.type == "cpu":
+        keep_freed_memory()
     dist.start(device)
     data = build_data(options, origin)
     training, curve = build_training(options, origin, data, Precision(device, options.amp))

@@ -100,9 +100,19 @@ def anchor_points(maps: list[Tensor], strides: tuple[int, ...]) -> tuple[Tensor,
 
 
 def decode_boxes(predictions: Predictions) -> Tensor:
-    """Return boxes `[B, A, 4]`, xyxy in pixels: each side lies its distribution's mean × stride from the point."""
-    logits = predictions.distances.float()
+    """Return the boxes of all points, `[B, A, 4]`, xyxy in pixels."""
+    return decode(predictions.distances, predictions.points, predictions.strides)
+
+
+def decode(distances: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+    """Boxes `[B, N, 4]`, xyxy in pixels: each side lies its distribution's mean × stride from the point.
+
+    Args:
+        distances: `[B, N, 4 * REG_MAX]` logits.  points: `[(B,) N, 2]` pixels.  strides: `[(B,) N, 1]` pixels.
+    """
+    logits = distances.float().transpose(1, 2)
     bins = torch.arange(REG_MAX, device=logits.device, dtype=logits.dtype)
-    sides = logits.unflatten(-1, (4, REG_MAX)).softmax(-1) @ bins * predictions.strides
-    low, high = predictions.points - sides[..., :2], predictions.points + sides[..., 2:]
-    return torch.cat([low, high], -1)
+    # Points last, as the maps have them: nothing is copied, and the softmax runs over whole rows of points.
+    shares = logits.reshape(-1, REG_MAX, logits.shape[2]).softmax(1)
+    sides = torch.matmul(bins[None, None], shares).view(len(logits), 4, -1).transpose(1, 2) * strides
+    return torch.cat([points - sides[..., :2], points + sides[..., 2:]], -1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from models import assigner
-from models.assigner import Assignment, assign, inside, pairwise_iou
+from models.assigner import Assignment, assign, outside_boxes, pairwise_iou
 
 GUARD = 1e-9  # added to the best alignment before it divides
 
@@ -26,8 +26,26 @@ class Case(NamedTuple):
     truth_classes: Tensor
 
 
-def run(case: Case, topk: int, alpha: float = 0.5, beta: float = 6.0) -> Assignment:
-    return assign([(case.scores, topk)], *case[1:], alpha=alpha, beta=beta)[0]
+class Dense(NamedTuple):
+    """An assignment by point: truth `[B, A]` (any value where the weight is 0), weight `[B, A]`."""
+
+    truth: Tensor
+    weight: Tensor
+
+
+def run(case: Case, topk: int, alpha: float = 0.5, beta: float = 6.0) -> Dense:
+    return dense(assign([(case.scores, topk)], *case[1:], alpha=alpha, beta=beta)[0], len(case.points))
+
+
+def dense(found: Assignment, points: int) -> Dense:
+    """Point by point; fails where two candidates have one point."""
+    truth, weight = (torch.zeros(len(found.index), points, dtype=x.dtype) for x in (found.truth, found.weight))
+    for b, columns in enumerate(zip(*(x.tolist() for x in found), strict=True)):
+        for point, own, share in zip(*columns, strict=True):
+            if share > 0:
+                assert weight[b, point] == 0
+                truth[b, point], weight[b, point] = own, share
+    return Dense(truth, weight)
 
 
 def slow_iou(a: list[float], b: list[float]) -> float:
@@ -112,7 +130,7 @@ def random_case(seed: int, objects: int, images: int = 2, nc: int = 3, size: tup
     return Case(torch.rand(images, len(points), nc), boxes, points, strides, truth, classes)
 
 
-def check_equal(found: Assignment, expected: list[dict[int, tuple[int, float]]]) -> int:
+def check_equal(found: Dense, expected: list[dict[int, tuple[int, float]]]) -> int:
     """Compare weights, and objects where there is a weight; returns the number of the latter."""
     compared = 0
     for b, points in enumerate(expected):
@@ -207,7 +225,7 @@ def test_a_box_that_fills_the_image_may_have_any_point() -> None:
     points, strides = grid(64, 96)
     full = torch.tensor([[[0.0, 0, 96, 64]]])
     case = Case(torch.full((1, 126, 1), 0.5), full.expand(1, 126, 4), points, strides, full, torch.zeros(1, 1).long())
-    assert inside(points, strides, full).all()
+    assert (~outside_boxes(points, strides, full)).all()
     torch.testing.assert_close(run(case, 126).weight, torch.ones(1, 126))
     assert (run(case, 10).weight > 0).sum() == 10
 
@@ -233,7 +251,7 @@ def test_boxes_smaller_than_a_stride_have_a_point() -> None:
     lattice = torch.cartesian_prod(torch.arange(0.0, 97, 8), torch.arange(0.0, 65, 8))
     centres = torch.cat([centres, lattice])
     half = torch.rand(len(centres), 2) ** 4 * 4
-    has = inside(points, strides, torch.cat([centres - half, centres + half], 1)[None]).any(2)
+    has = (~outside_boxes(points, strides, torch.cat([centres - half, centres + half], 1)[None])).any(2)
     assert has.all()
 
 
@@ -249,9 +267,9 @@ def test_a_box_smaller_than_a_stride_is_learnt_from() -> None:
 
 def test_points_on_the_edge_of_a_box_are_inside_and_beyond_it_are_not() -> None:
     points, strides = torch.tensor([[4.0, 4], [12, 4], [20, 4]]), torch.full((3, 1), 8.0)
-    assert inside(points, strides, torch.tensor([[[4.0, 0, 20, 8]]])).all()
-    assert inside(points, strides, torch.tensor([[[4.01, 0, 19.99, 8]]])).tolist() == [[[False, True, False]]]
-    assert not inside(points, strides, torch.tensor([[[0.0, 10, 24, 30]]])).any()
+    assert (~outside_boxes(points, strides, torch.tensor([[[4.0, 0, 20, 8]]]))).all()
+    assert (~outside_boxes(points, strides, torch.tensor([[[4.01, 0, 19.99, 8]]]))).tolist() == [[[False, True, False]]]
+    assert not (~outside_boxes(points, strides, torch.tensor([[[0.0, 10, 24, 30]]]))).any()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -264,7 +282,7 @@ def test_weights_lie_in_0_to_1_and_at_most_topk_points_answer_for_an_object(seed
             owners = found.truth[b][found.weight[b] > 0]
             assert owners.bincount(minlength=1).max() <= topk
             assert (case.truth_classes[b][owners] >= 0).all()
-            assert inside(case.points, case.strides, case.truth_boxes)[b, owners, found.weight[b] > 0].all()
+            assert not outside_boxes(case.points, case.strides, case.truth_boxes)[b, owners, found.weight[b] > 0].any()
 
 
 def test_a_weak_alignment_loses_weight() -> None:
@@ -281,7 +299,11 @@ def test_branches_are_assigned_each_by_its_own_scores() -> None:
     case = random_case(5, 6)
     other = torch.rand_like(case.scores)
     together = assign([(case.scores, 10), (other, 1)], *case[1:], alpha=0.5, beta=6.0)
-    for found, alone in zip(together, (run(case, 10), run(case._replace(scores=other), 1)), strict=True):
+    for found, alone in zip(
+        (dense(one, len(case.points)) for one in together),
+        (run(case, 10), run(case._replace(scores=other), 1)),
+        strict=True,
+    ):
         assert torch.equal(found.truth, alone.truth)
         assert torch.equal(found.weight, alone.weight)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -165,3 +168,27 @@ def test_a_step_on_a_real_device(mode: str, dtype: torch.dtype) -> None:
 def test_auto_is_bf16_where_the_device_computes_in_it() -> None:
     native = torch.cuda.get_device_capability(0) >= (8, 0)
     assert Precision(select_device("0")).mode == ("bf16" if native else "fp16")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's switch")
+def test_kept_memory_is_not_fetched_anew() -> None:
+    """Pages that the kernel hands out are counted; in a process of its own, since the switch stays."""
+    code = """
+import resource, torch
+from utils.device import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 * 2**20)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+without = faults()
+keep_freed_memory()
+print(without, [faults() for _ in range(30)][-1])  # the first find no room that is large enough yet
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    without, kept = map(int, out)
+    if without < 1000:
+        pytest.skip("this C library keeps memory by itself")
+    assert kept < without / 10

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import sys
 
 import torch
 
 from utils.errors import UserError
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of mallopt's, from malloc.h
 MODES = ("auto", "off", "fp16", "bf16")
 
 
@@ -34,6 +38,19 @@ def select_device(text: str = "", local_rank: int = 0, processes: int = 1) -> to
     device = torch.device("cuda", numbers[local_rank])
     torch.cuda.set_device(device)
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, rather than give it back and take it again in the next step.
+
+    A step on a CPU makes and frees hundreds of megabytes, and the kernel clears every page that it hands out: up to
+    two thirds of the time of the loss. Only glibc has this switch (mallopt(3)); elsewhere nothing changes.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(M_MMAP_MAX, 0)
+            mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def set_deterministic(wanted: bool) -> None:
