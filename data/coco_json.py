@@ -140,7 +140,7 @@ def _categories(file: str, items: list[Any], config: DataConfig, faults: list[Fa
     for place, item in enumerate(items, 1):
         number, name = (item.get("id"), item.get("name")) if isinstance(item, dict) else (None, None)
         if not _is_id(number) or not isinstance(name, str):
-            text = f"id {shorten(number)!r}, name {shorten(name)!r}: a category has a number and a name: correct it"
+            text = f"id {shorten(repr(number))}, name {shorten(repr(name))}: a category has both: correct it"
             faults.append(Fault.of("coco-category", file, f"category {place}", text))
         elif number in categories:
             text = f"the id {number!r} is there twice, so nobody knows which class is meant: give each its own"
@@ -162,7 +162,7 @@ def _images(file: str, items: list[Any], faults: list[Fault]) -> dict[Any, dict[
         key, name = (item.get("id"), item.get("file_name")) if isinstance(item, dict) else (None, None)
         where = f"image {place}"
         if not _is_id(key) or not isinstance(name, str) or not name.strip():
-            text = f"id {shorten(key)!r}, file_name {shorten(name)!r}: an image has a number or text and a file"
+            text = f"id {shorten(repr(key))}, file_name {shorten(repr(name))}: an image has a number or text and a file"
             faults.append(Fault.of("coco-image", file, where, f"{text}: correct it"))
         elif key in images:
             text = f"the id {key!r} is that of '{images[key]['file_name']}' already: give '{name}' an id of its own"
@@ -222,10 +222,12 @@ def _target(item: Any, place: dict[Any, int], categories: dict[Any, int | str]) 
         raise _ItemFault("coco-annotation", f"'{shorten(item)}' is no map: take it out")
     image, category = item.get("image_id"), item.get("category_id")
     if not _is_id(image) or image not in place:
-        raise _ItemFault("coco-image-id", f"image_id {shorten(image)!r} isn't an image's{_other_kind(image, place)}")
+        raise _ItemFault(
+            "coco-image-id", f"image_id {shorten(repr(image))} isn't an image's{_other_kind(image, place)}"
+        )
     if not _is_id(category) or category not in categories:
         hint = _other_kind(category, categories)
-        raise _ItemFault("coco-category-id", f"category_id {shorten(category)!r} isn't a category's{hint}")
+        raise _ItemFault("coco-category-id", f"category_id {shorten(repr(category))} isn't a category's{hint}")
     return place[image], categories[category]
 
 
@@ -259,7 +261,7 @@ def _box(item: dict[str, Any]) -> list[float]:
 def _crowd(item: dict[str, Any]) -> bool:
     value = item.get("iscrowd")
     if value not in (None, 0, 1):
-        raise _ItemFault("coco-crowd", f"iscrowd {shorten(value)!r} is neither 0 nor 1: correct it")
+        raise _ItemFault("coco-crowd", f"iscrowd {shorten(repr(value))} is neither 0 nor 1: correct it")
     return bool(value)
 
 

@@ -134,7 +134,8 @@ def _find_yaml(text: str) -> Path:
             return Path(os.path.abspath(path))
     if os.path.isdir(given):
         inside = ", ".join(sorted(path.name for path in given.glob("*.y*ml"))) or "none"
-        raise DataError(Fault.of("yaml-missing", f"data '{text}'", "", f"a folder; give a yaml file of it ({inside})"))
+        why = f"a folder; give a yaml file (those in it: {inside})"
+        raise DataError(Fault.of("yaml-missing", f"data '{text}'", "", why))
     own = sorted(path.stem for path in (PROJECT / "data").glob("*.yaml"))
     hint = suggest(given.stem, own) or _nearest(Path(os.path.abspath(given)))
     why = f"no such yaml file, and none of the project's ({', '.join(own)}){hint}"
@@ -161,7 +162,8 @@ def _read_config(document: Document, single_cls: bool) -> DataConfig:
             faults.extend(error.faults)
             return otherwise
 
-    root, missing = collect(_root, otherwise=(Path(), ()))
+    place = collect(_root, otherwise=None)
+    root, missing = place or (Path(), ())
     names = collect(_names, otherwise=())
     splits = {}
     for key in SPLITS:
@@ -177,8 +179,9 @@ def _read_config(document: Document, single_cls: bool) -> DataConfig:
     alike = _names_alike(document, names, by_name)
     faults += alike if by_name else []
     if faults:
-        absent = [fault for key in ("train", "val") if key in splits for fault in splits[key].missing]
-        raise DataError(*dict.fromkeys([*faults, *absent] if not archives else faults))
+        if place and not archives:  # else the files may be there yet
+            faults += [fault for key in ("train", "val") if key in splits for fault in splits[key].missing]
+        raise DataError(*dict.fromkeys(faults))
     return DataConfig(
         file=document.file,
         root=root,
@@ -194,17 +197,21 @@ def _read_config(document: Document, single_cls: bool) -> DataConfig:
 
 def _slips(document: Document) -> list[Fault]:
     """Unknown keys that look like a slip for a key that is absent. Others are notes, of the user or of an export."""
-    absent = [key for key in KEYS if key not in document.values]
-    faults = []
-    for key in document.values:
-        word = str(key)
-        near = difflib.get_close_matches(word, absent, n=1, cutoff=NEAR)
-        other = OTHER_WORDS.get(word.lower())
-        meant = near[0] if near else other if other in absent else None
-        if word not in KEYS and meant:
-            text = f"unknown key; did you mean '{meant}'?"
-            faults.append(document.fault("yaml-key-unknown", word, text))
-    return faults
+    meant = {str(key): _meant(document, key) for key in document.values}
+    return [
+        document.fault("yaml-key-unknown", key, f"unknown key; did you mean '{word}'?")
+        for key, word in meant.items()
+        if word
+    ]
+
+
+def _meant(document: Document, key: object) -> str:
+    """The key that is absent and that an unknown one seems to stand for, or an empty text."""
+    word = str(key)
+    absent = [] if word in KEYS else [known for known in KEYS if known not in document.values]
+    near = difflib.get_close_matches(word, absent, n=1, cutoff=NEAR)
+    other = OTHER_WORDS.get(word.lower(), "")
+    return near[0] if near else other if other in absent else ""
 
 
 def _names_alike(document: Document, names: Sequence[str], by_name: bool) -> list[Fault]:
@@ -315,6 +322,8 @@ def _nearest(path: Path) -> str:
 
 def _names(document: Document) -> tuple[str, ...]:
     value, count = document.get("names"), document.get("nc")
+    if value is None and any(_meant(document, key) == "names" for key in document.values):
+        return ()  # which is said of that key
     if count is not None and not (isinstance(count, str) and re.fullmatch(r"[1-9]\d{0,5}", count)):
         raise document.error(
             "yaml-nc", "nc", f"{shorten(count)} is not a number of classes (a whole number, at least 1)"

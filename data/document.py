@@ -89,4 +89,7 @@ def _parse(file: Path) -> tuple[yaml.MappingNode, dict[Any, Any]]:
 
 def shorten(value: object) -> str:
     """A value of the yaml as a message repeats it; aliases can make a small file a huge value."""
-    return reprlib.repr(value)
+    brief = reprlib.Repr()
+    brief.maxlevel = 2
+    brief.maxstring = 60
+    return brief.repr(value)

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 
-import cv2
-import numpy as np
 from PIL import ExifTags, Image
-from tqdm import tqdm
-
-from data.faults import Fault
 
 # What both Pillow (headers) and OpenCV (pixels) read, and what a user may take for such a file.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -81,21 +74,3 @@ def image_headers() -> Iterator[None]:
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = limit
-
-
-def decode_faults(paths: Sequence[str], progress: bool) -> list[Fault]:
-    """Decode every image and return the faults of those that can't be decoded, in the order of the paths."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), context) as pool:
-        results = pool.map(_decodes, paths, chunksize=16)
-        sound = list(tqdm(results, "decoding", len(paths), unit=" images", disable=not progress, leave=False))
-    text = "can't be decoded: put back a whole copy of the image"
-    return [Fault.of("image-corrupt", path, "", text) for path, good in zip(paths, sound, strict=True) if not good]
-
-
-def _decodes(path: str) -> bool:
-    try:
-        data = np.fromfile(path, np.uint8)
-        return data.size > 0 and cv2.imdecode(data, cv2.IMREAD_COLOR) is not None
-    except (OSError, cv2.error):
-        return False

@@ -143,7 +143,7 @@ def _box_fault(box: np.ndarray, kept: bool, share: float, width: int, height: in
         return "box-mostly-outside", f"{text} has only {share:.0%} of its area inside {image}: correct it"
     if (box[2:] > box[:2]).all() and ((box[2:] <= 0) | (box[:2] >= (width, height))).any():
         return "box-outside", f"{text} is outside {image}: correct it; are these the labels of another image?"
-    return "box-no-area", f"{text} has no area, so teaches nothing: dropped"
+    return "box-no-area", f"{text} has no area: dropped"
 
 
 def _repeated(objects: Objects, raw: np.ndarray, keep: np.ndarray) -> Iterator[tuple[int, int]]:

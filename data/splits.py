@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data.config import DataConfig
+from data.decoding import decode_faults
 from data.faults import KINDS, DataError, Fault
-from data.images import decode_faults
 from data.index import ARRAYS, Index, build_index
 from data.yolo_txt import classes_beyond
 from utils import dist
@@ -35,9 +35,10 @@ class Splits:
     faults: dict[Fault, list[str]]
 
     def lines(self) -> list[str]:
-        """What to tell the user at the start of a run: a line or a few for each kind of fault."""
+        """What to tell the user at the start of a run: a line for each kind of fault, those that were skipped first."""
         lines = []
-        for kind, faults in _told(self.faults).items():
+        kinds = _told(self.faults).items()
+        for kind, faults in sorted(kinds, key=lambda item: not item[1][0].stops):
             word = "left out" if faults[0].stops else "warning"
             if len(faults) <= EXAMPLES:
                 lines += [f"{word}: {_splits(self.faults[fault])}{fault}" for fault in faults]
@@ -45,6 +46,9 @@ class Splits:
             splits = [name for name in self.indices if any(name in self.faults[fault] for fault in faults)]
             what = f"{_splits(splits)}{len(faults):,} x {kind} ({KINDS[kind].what}; {KINDS[kind].then})"
             lines.append(f"{word}: {what}, the first: {faults[0]}")
+        skipped = _count(fault for fault in self.faults if fault.stops)
+        if skipped:
+            lines.append(f"--skip-bad went on without what {skipped:,} faults concern; {LIST} of the run lists them")
         return lines
 
     def write_list(self, run: RunDir) -> None:
@@ -97,7 +101,7 @@ def refusal(config: DataConfig, found: Found, stops: Sequence[Fault], file: str)
         way = f"mend them; --skip-bad can't do without {', '.join(hopeless)}"
     others = f", beside {len(found) - len(stops):,} that don't" if len(found) > len(stops) else ""
     lines = [
-        f"{config.file}: {len(stops):,} faults stop the run{others}{f'; all are listed in {file}' if file else ''}"
+        f"{config.file}: {_count(stops):,} faults stop the run{others}{f'; all are listed in {file}' if file else ''}"
     ]
     kinds = _told(stops)
     for kind, faults in list(kinds.items())[:SHOWN_KINDS]:
@@ -139,7 +143,8 @@ def without(index: Index, left_out: Sequence[int]) -> Index:
 def _decoded(config: DataConfig, split: str, index: Index) -> tuple[Index, list[Fault]]:
     """Decode all images of an index: what is left of it, and the faults. One process does it for all."""
     paths = [index.path(i) for i in range(len(index))]
-    faults = dist.from_main(decode_faults(paths, progress=True) if dist.is_main() else None)
+    found = [fault for _, fault in decode_faults(paths) if fault] if dist.is_main() else []
+    faults = dist.from_main(found)
     bad = {fault.file for fault in faults if fault.stops}
     index = without(index, [i for i, path in enumerate(paths) if path in bad]) if bad else index
     if bad and not len(index.boxes):
@@ -194,6 +199,10 @@ def _told(faults: Sequence[Fault] | Found) -> dict[str, list[Fault]]:
         kinds.pop("label-class-range")
     wide = ("yaml-", "split-", "folder-")
     return dict(sorted(kinds.items(), key=lambda item: (not item[0].startswith(wide), -len(item[1]))))
+
+
+def _count(faults: Iterable[Fault]) -> int:
+    return sum(fault.kind != "yaml-names-short" for fault in faults)  # which sums others up
 
 
 def _splits(names: Sequence[str]) -> str:
