@@ -104,7 +104,7 @@ def load_coco(file: str) -> dict[str, list[Any]]:
         with open(file, encoding="utf-8-sig") as stream:  # which lets go of the bytes before they are parsed
             data = json.load(stream, object_hook=without_masks)
     except OSError as error:
-        raise refuse("coco-unreadable", f"can't be read ({error.strerror or error}): see to its rights") from None
+        raise refuse("coco-unreadable", f"can't be read ({error.strerror or error}): check its permissions") from None
     except UnicodeDecodeError:
         raise refuse("coco-not-json", "not text in UTF-8: save it as UTF-8, or put back the annotations") from None
     except json.JSONDecodeError as error:
@@ -122,7 +122,9 @@ def load_coco(file: str) -> dict[str, list[Any]]:
     absent = [key for key in KEYS if not isinstance(data, dict) or not isinstance(data.get(key), list)]
     if absent:
         have = ", ".join(map(str, data)) if isinstance(data, dict) and data else "nothing"
-        text = f"has no list called '{absent[0]}' (it has {shorten(have, 200)}): not the annotations of a COCO data set"
+        text = (
+            f"has no list called '{absent[0]}' (it has {shorten(have, 200)}): name the annotations of a COCO data set"
+        )
         raise refuse("coco-keys", text)
     return {key: data[key] for key in KEYS}
 

@@ -245,7 +245,7 @@ def _root(document: Document) -> tuple[Path, tuple[Fault, ...]]:
     embedded = document.get("embedded")
     if embedded is not None:
         if embedded != "shapes":
-            raise document.error("yaml-value", "embedded", f"'{shorten(embedded)}' is not embedded; only 'shapes' is")
+            raise document.error("yaml-value", "embedded", f"{shorten(embedded)} is not embedded; only 'shapes' is")
         return ensure_shapes(cache_root()).resolve(), ()
     value = document.get("path")
     if value is None:

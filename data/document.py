@@ -72,7 +72,7 @@ def _parse(file: Path) -> tuple[yaml.MappingNode, dict[Any, Any]]:
             raise refuse("yaml-not-a-map", f"not a data yaml but {what}: it has no `key: value` lines")
         return node, loader.construct_document(node)
     except OSError as error:
-        text = f"can't be read ({error.strerror or error}): see to its rights"
+        text = f"can't be read ({error.strerror or error}): check its permissions"
         raise refuse("yaml-unreadable", text) from None
     except UnicodeDecodeError:
         raise refuse("yaml-not-utf8", "not text in UTF-8: save it as UTF-8") from None

@@ -81,7 +81,9 @@ def read_label(path: str) -> bytes | None:
         if stat.S_ISDIR(state.st_mode):
             raise BadLabels("label-folder", path, "", "a folder, where a label file should be: move it away")
         if not stat.S_ISREG(state.st_mode):  # a pipe would wait for ever
-            raise BadLabels("label-unreadable", path, "", "a pipe or a device, where a label file should be")
+            raise BadLabels(
+                "label-unreadable", path, "", "a pipe or a device, where a label file should be: move it away"
+            )
         if state.st_size > MAX_LABEL_BYTES:
             size = f"{state.st_size / 1e6:,.0f} MB, where an image's labels have at most {MAX_LABEL_BYTES / 1e6:.0f}"
             raise BadLabels("label-too-large", path, "", f"{size}: put back the labels")
@@ -96,7 +98,7 @@ def read_label(path: str) -> bytes | None:
         if error.errno == errno.ELOOP:
             text = "a link that leads back to itself: put a file in its place"
             raise BadLabels("label-link", path, "", text) from None
-        text = f"can't be read ({error.strerror or error}): see to its rights, and to the disk"
+        text = f"can't be read ({error.strerror or error}): check its permissions and the disk"
         raise BadLabels("label-unreadable", path, "", text) from None
 
 
@@ -173,7 +175,7 @@ def walk(folder: str | Path, suffixes: Sequence[str]) -> Iterator[str]:
     """Yield the files below `folder` with one of the suffixes, in a fixed order, hidden ones left out."""
 
     def refuse(error: OSError) -> None:
-        text = f"can't be searched ({error.strerror}): see to its rights"
+        text = f"can't be searched ({error.strerror}): check its permissions"
         raise DataError(Fault.of("folder-unreadable", str(error.filename), "", text))
 
     seen: set[str] = set()
@@ -205,7 +207,7 @@ def read_lines(path: str | Path) -> list[str]:
     except UnicodeDecodeError:
         text = "not text in UTF-8: save it as UTF-8, a line for each image"
     except OSError as error:
-        text = f"can't be read ({error.strerror or error}): see to its rights"
+        text = f"can't be read ({error.strerror or error}): check its permissions"
     raise DataError(Fault.of("list-unreadable", str(path), "", text))
 
 
