@@ -433,7 +433,8 @@ def open_output(
     if origin.folder is None or options.extend:
         run.write_yaml("opt.yaml", options.to_dict())
         run.write_text("hyp.yaml", origin.hyp.to_yaml())
-    data.splits.write_list(run)
+    for line in data.splits.write_list(run):
+        say(line)
     run.write_yaml("fingerprint.yaml", description["fingerprint"], "What the weights depend on beside the options.")
     return Output(run, description, build_loggers(run.path, after_epoch=training.state.epoch), lock)
 

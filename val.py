@@ -236,7 +236,8 @@ def main(argv: list[str] | None = None) -> Evaluation:
     dataset = DetectionDataset(index, imgsz, hyp, seed=0, epochs=1, augment=False, rect=True, stride=MAX_STRIDE)
     loader = Loader(dataset, options.batch_size, workers=max(options.workers, 0), seed=0, shuffle=False)
     run = new_run(options.project, options.name, options.exist_ok)
-    splits.write_list(run)
+    for line in splits.write_list(run):
+        print(line)
     settings = DetectSettings(options.nms, options.conf_thres, options.iou_thres, options.max_det)
     with Progress(len(loader), f"{options.task}") as progress:
         criterion = DetectionLoss(hyp, config.nc)

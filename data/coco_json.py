@@ -15,8 +15,7 @@ import numpy as np
 
 from data.config import DataConfig, Source
 from data.faults import DataError, Fault
-from data.labels import BadLabels, Entry, Objects, Say, pick, relative_name, shorten, size_differs
-from utils.errors import suggest
+from data.labels import BadLabels, Entry, Objects, Say, nearest, pick, relative_name, shorten, size_differs
 
 KEYS = ("images", "annotations", "categories")
 
@@ -212,7 +211,7 @@ def _rows(
         rows.crowd.append(crowd)
         rows.areas.append(float(area) if _is_number(area) else float("nan"))
     for name, count in unknown.items():
-        hint = suggest(name, config.label_names) or "; add it to `names` in the data yaml"
+        hint = nearest(name, config.label_names)
         text = f"isn't among the names, and {count:,} annotation{'s have' if count > 1 else ' has'} it{hint}"
         faults.append(Fault.of("coco-category-unknown", file, f"category '{shorten(name)}'", text))
     return rows

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.faults import DataError, Fault
+from utils.errors import suggest
 
 SMALL_OVERHANG = 1.0  # px: a box that leaves the image by less is clipped without a word (rounding)
 MOST = 0.5  # share of its area that a box must have inside the image
@@ -231,6 +232,14 @@ def pick(lists: Iterable[Path], images: Iterable[str]) -> tuple[list[str], list[
                 text = f"'{line}' names {len(found)} images ({', '.join(found)}): write which one, with its suffix"
                 faults.append(Fault.of("list-name-unclear", str(path), where, text))
     return picked, faults
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Name the class that is spelled like `name`, or how else to mend an unknown one."""
+    other = {known.casefold(): known for known in names}
+    if name.casefold() in other:
+        return f"; did you mean '{other[name.casefold()]}'?"
+    return suggest(name, other.values()) or "; add it to `names` in the data yaml, or take it out"
 
 
 def shorten(value: object, limit: int = 60) -> str:

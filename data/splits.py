@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,14 +48,15 @@ class Splits:
             what = f"{_splits(splits)}{len(faults):,} x {kind} ({KINDS[kind].what}; {KINDS[kind].then})"
             lines.append(f"{word}: {what}, the first: {faults[0]}")
         skipped = _count(fault for fault in self.faults if fault.stops)
-        if skipped:
-            lines.append(f"--skip-bad went on without what {skipped:,} faults concern; {LIST} of the run lists them")
-        return lines
+        return [*lines, f"--skip-bad goes on without what {skipped:,} faults concern"] if skipped else lines
 
-    def write_list(self, run: RunDir) -> None:
-        """Write all faults into a run's folder; no file where there are none."""
-        if self.faults:
-            run.write_text(LIST, listing(self.config, self.faults))
+    def write_list(self, run: RunDir) -> list[str]:
+        """Write all faults into a run's folder; no file where there are none. Return what `lines` left to say."""
+        if not self.faults:
+            return []
+        file = run.write_text(LIST, listing(self.config, self.faults))
+        all_told = all(len(faults) <= EXAMPLES for faults in _by_kind(self.faults).values())
+        return [] if all_told else [f"faults       all {_count(self.faults):,} are listed in {file}"]
 
 
 def read_splits(
@@ -94,9 +96,9 @@ def read_splits(
 def refusal(config: DataConfig, found: Found, stops: Sequence[Fault], file: str) -> str:
     """Say why no run starts: a summary of the faults by kind, and what to do. `file`: where all are listed."""
     hopeless = sorted({fault.kind for fault in stops if not fault.skippable})
-    way = "--skip-bad goes on without what they concern"
     if len(found) == 1:
-        return str(stops[0]) if hopeless else f"{stops[0]}; {way}"
+        return f"{stops[0]}{'' if hopeless else '; or add --skip-bad to go on without it'}"
+    way = "mend them, or add --skip-bad to go on without what is faulty"
     if hopeless:
         way = f"mend them; --skip-bad can't do without {', '.join(hopeless)}"
     others = f", beside {len(found) - len(stops):,} that don't" if len(found) > len(stops) else ""
@@ -174,12 +176,11 @@ def _overlap(config: DataConfig, indices: Mapping[str, Index]) -> dict[Fault, li
     """The fault of images that are both trained on and evaluated on."""
     if not {"train", "val"} <= set(indices):
         return {}
-    train, val = indices["train"], indices["val"]
-    seen = {train.name(i) for i in range(len(train))}
-    both = [i for i in range(len(val)) if val.name(i) in seen]
+    val = _names(indices["val"])
+    both = sorted(set(val).intersection(_names(indices["train"])))
     if not both:
         return {}
-    what = f"{len(both):,} of {len(val):,} images are in `train` too, such as {val.name(both[0])}"
+    what = f"{len(both):,} of {len(val):,} images are in `train` too, such as {os.fsdecode(both[0])}"
     text = f"{what}: the scores say little about images that the model has not seen; take them out of one"
     return {Fault.of("split-overlap", str(config.file), "val", text): ["train", "val"]}
 
@@ -190,6 +191,12 @@ def _by_kind(faults: Sequence[Fault] | Found) -> dict[str, list[Fault]]:
     for fault in faults:
         kinds[fault.kind].append(fault)
     return {kind: members for kind, members in kinds.items() if members}
+
+
+def _names(index: Index) -> list[bytes]:
+    """The names of an index's images, all at once, as there may be a million."""
+    paths = index.paths.tobytes()
+    return [paths[begin:end] for begin, end in itertools.pairwise(index.path_offsets.tolist())]
 
 
 def _told(faults: Sequence[Fault] | Found) -> dict[str, list[Fault]]:

@@ -14,8 +14,19 @@ import numpy as np
 from data.config import DataConfig, Source
 from data.faults import DataError, Fault
 from data.images import IMAGE_SUFFIXES
-from data.labels import BadLabels, Entry, Objects, Say, pick, read_label, relative_name, shorten, size_differs, walk
-from utils.errors import suggest
+from data.labels import (
+    BadLabels,
+    Entry,
+    Objects,
+    Say,
+    nearest,
+    pick,
+    read_label,
+    relative_name,
+    shorten,
+    size_differs,
+    walk,
+)
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 NO_ELEMENTS = expat.errors.codes[expat.errors.XML_ERROR_NO_ELEMENTS]
@@ -82,8 +93,7 @@ def read_voc(label: str, width: int, height: int, say: Say, *, classes: dict[str
         if not name:
             say("voc-name-missing", where, "has no name: write the class in <name>")
         elif name not in classes:
-            hint = suggest(name, classes) or "; add it to `names` in the data yaml, or take the object out"
-            say("voc-name-unknown", where, f"'{shorten(name)}' isn't among the names{hint}")
+            say("voc-name-unknown", where, f"'{shorten(name)}' isn't among the names{nearest(name, classes)}")
         elif box is not None:
             boxes.append(box)
             labels.append(classes[name])

@@ -48,7 +48,8 @@ def test_coco_categories_go_by_name(tmp_path: Path) -> None:
     records, faults = read_coco(tmp_path, content)  # ids: cat 10, animals 20, dog 30
     assert rows(records[0])[0][0] == 1
     assert says(faults) == [
-        "c.json:category 'animals': isn't among the names, and 1 annotation has it; add it to `names` in the data yaml"
+        "c.json:category 'animals': isn't among the names, and 1 annotation has it; add it to `names` "
+        "in the data yaml, or take it out"
     ]
     with pytest.raises(
         DataError, match=r"names: none is a category of .*c.json \(it has c, b, a; the yaml has cat, dog, hot dog\)"

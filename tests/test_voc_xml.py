@@ -44,7 +44,7 @@ def test_voc_parts_are_no_objects(tmp_path: Path) -> None:
     ("item", "kind", "message"),
     [
         (("cow", 1, 1, 9, 9), "voc-name-unknown", "'cow' isn't among the names; add it to `names`"),
-        (("Hot Dog", 1, 1, 9, 9), "voc-name-unknown", "'Hot Dog' isn't among the names"),
+        (("Hot Dog", 1, 1, 9, 9), "voc-name-unknown", "'Hot Dog' isn't among the names; did you mean 'hot dog'?"),
         (("dgo", 1, 1, 9, 9), "voc-name-unknown", "'dgo' isn't among the names; did you mean 'dog'?"),
         (("", 1, 1, 9, 9), "voc-name-missing", "has no name"),
         (("dog", "one", 1, 9, 9), "voc-box", "isn't four numbers (xmin 'one', ymin '1', xmax '9', ymax '9'): correct"),
