@@ -24,8 +24,9 @@ from torch.optim import Optimizer
 from data.cache import auto_cache
 from data.config import DataConfig, load_data_config
 from data.dataset import DetectionDataset
-from data.index import Index, build_index
+from data.index import Index
 from data.loader import Batch, Loader, multi_scale_size, resize_batch
+from data.splits import Splits, read_splits
 from models.build import build_model
 from models.loss import DetectionLoss, LossTerms
 from models.transfer import freeze, hold
@@ -59,7 +60,7 @@ from utils.rundir import RunDir, RunLock, new_run, resolve_resume
 from utils.schedule import LearningRate, LRCurve, Schedule, describe_curve, group_rates, lr_curve
 from utils.stopping import EarlyStopping
 from utils.telemetry import Telemetry
-from val import DetectSettings, Evaluation, evaluate, load_model, print_faults, print_scores, save_pictures
+from val import DetectSettings, Evaluation, evaluate, load_model, print_scores, save_pictures
 
 MAX_IMGSZ = 640  # largest image size that is chosen unasked
 
@@ -91,6 +92,7 @@ class Data:
     """Both splits, as indices and as loaders."""
 
     config: DataConfig
+    splits: Splits
     imgsz: int
     train: Index
     val: Index
@@ -282,7 +284,10 @@ def build_data(options: TrainOptions, origin: Origin) -> Data:
     if options.download and dist.world_size() > 1:
         raise UserError("--download: fetch the data set with a single process first, then train with several")
     config = load_data_config(options.data, options.single_cls, options.download)
-    train, val = (read_index(config, split) for split in ("train", "val"))
+    splits = read_splits(config, ("train", "val"), options.project, options.check == "full", options.skip_bad)
+    for line in splits.lines():
+        say(line)
+    train, val = splits.indices["train"], splits.indices["val"]
     imgsz = options.imgsz or min(-(-int(train.sizes.max()) // MAX_STRIDE) * MAX_STRIDE, MAX_IMGSZ)
     workers = options.workers if options.workers >= 0 else default_workers(options.device)
     share: dict[str, Any] = {"seed": options.seed, "epochs": origin.course.planned, "stride": MAX_STRIDE}
@@ -306,16 +311,7 @@ def build_data(options: TrainOptions, origin: Origin) -> Data:
     chosen = "" if options.imgsz else " (longest side of the training images, at most 640)"
     say(f"data         {config.file}: {config.nc} classes, {len(train)} training and {len(val)} validation images")
     say(f"image size   {imgsz}{chosen}; image cache {cache or 'off'}; {workers} loader workers")
-    return Data(config, imgsz, train, val, loader, val_loader)
-
-
-def read_index(config: DataConfig, split: str) -> Index:
-    index, faults = build_index(config, split)
-    if dist.is_main():
-        print_faults(split, faults)
-    if not len(index):
-        raise UserError(f"{config.file}: {split}: no images found")
-    return index
+    return Data(config, splits, imgsz, train, val, loader, val_loader)
 
 
 def default_workers(device: str) -> int:
@@ -437,6 +433,8 @@ def open_output(
     if origin.folder is None or options.extend:
         run.write_yaml("opt.yaml", options.to_dict())
         run.write_text("hyp.yaml", origin.hyp.to_yaml())
+    for line in data.splits.write_list(run):
+        say(line)
     run.write_yaml("fingerprint.yaml", description["fingerprint"], "What the weights depend on beside the options.")
     return Output(run, description, build_loggers(run.path, after_epoch=training.state.epoch), lock)
 

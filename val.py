@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from data.config import load_data_config
 from data.dataset import DetectionDataset
-from data.faults import Fault
-from data.index import Index, build_index
+from data.index import Index
 from data.loader import Batch, Loader
+from data.splits import read_splits
 from models.decode import ImageDetections, detect
 from models.loss import DetectionLoss
 from models.yolo import MAX_STRIDE, YOLO, ModelConfig
@@ -41,8 +41,6 @@ from utils.metrics import (
 from utils.options import ValOptions, parse
 from utils.plots import plot_confusion, plot_curves, plot_images
 from utils.rundir import RunDir, new_run
-
-MAX_FAULTS = 10  # faulty labels that are printed one by one
 
 
 @dataclass(frozen=True)
@@ -147,14 +145,6 @@ def load_model(path: str, device: torch.device) -> tuple[YOLO, dict]:
     return model.to(device, memory_format=torch.channels_last).eval(), content
 
 
-def print_faults(split: str, faults: list[Fault]) -> None:
-    """Warn of labels that could not be taken; the rest of the data is used."""
-    for fault in faults[:MAX_FAULTS]:
-        print(f"warning: {split}: {fault}")
-    if len(faults) > MAX_FAULTS:
-        print(f"warning: {split}: {len(faults) - MAX_FAULTS} more of these")
-
-
 def print_scores(evaluation: Evaluation, truth: Index, names: tuple[str, ...], verbose: bool) -> None:
     """Print a table: all classes, and each one if asked for or if they are few."""
     scores, curves = evaluation.scores, evaluation.curves
@@ -237,13 +227,17 @@ def main(argv: list[str] | None = None) -> Evaluation:
         raise UserError(
             f"{config.file}: has {config.nc} classes, {options.weights} was trained on {len(content['names'])}"
         )
-    index, faults = build_index(config, options.task)
-    print_faults(options.task, faults)
+    splits = read_splits(config, [options.task], options.project, options.check == "full", options.skip_bad)
+    index = splits.indices[options.task]
+    for line in splits.lines():
+        print(line)
     hyp = Hyp.from_dict(content["hyp"])
     imgsz = options.imgsz or content["imgsz"]
     dataset = DetectionDataset(index, imgsz, hyp, seed=0, epochs=1, augment=False, rect=True, stride=MAX_STRIDE)
     loader = Loader(dataset, options.batch_size, workers=max(options.workers, 0), seed=0, shuffle=False)
     run = new_run(options.project, options.name, options.exist_ok)
+    for line in splits.write_list(run):
+        print(line)
     settings = DetectSettings(options.nms, options.conf_thres, options.iou_thres, options.max_det)
     with Progress(len(loader), f"{options.task}") as progress:
         criterion = DetectionLoss(hyp, config.nc)

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import yaml
+from typing import Any, TypeVar
 
 from data.cache import cache_root
+from data.document import NOTHING, Document, shorten
 from data.download import Archive, fetch
+from data.faults import DataError, Fault
 from data.shapes import ensure_shapes
-from utils.errors import UserError, suggest
+from utils.errors import suggest
 
 PROJECT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "val", "test")
 SOURCE_KEYS = ("images", "annotations", "split")
 ARCHIVE_KEYS = ("url", "sha256", "size", "folder", "to")
-NOTHING = (None, "", "~", "null", "Null", "NULL")
+KEYS = ("path", *SPLITS, "names", "nc", "max_missing_labels", "embedded", "kpt_shape", "download")
+# What people write for a key, beside slips of the keyboard.
+OTHER_WORDS = {
+    **dict.fromkeys(("valid", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("training", "train_images"), "train"),
+    **dict.fromkeys(("testing", "test_images"), "test"),
+    **dict.fromkeys(("classes", "class_names", "labels", "categories"), "names"),
+    **dict.fromkeys(("num_classes", "n_classes", "number_of_classes"), "nc"),
+    **dict.fromkeys(("root", "root_dir", "dataset_path", "data_path", "base_path"), "path"),
+}
+NEAR, NEAR_SHORT = 0.75, 0.66  # likeness of a slip of the keyboard, such as `nmaes`; in three letters, such as `vla`
+MAX_MISSING_LABELS = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class Split:
     """The sources of `train`, `val` or `test`, and why they can't be read (empty when they can)."""
 
     sources: tuple[Source, ...]
-    missing: str = ""
+    missing: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,8 @@ class DataConfig:
     label_names: the names as the labels know them; `names` are those of the model (one for all with `single_cls`).
     keypoints: numbers that follow the box in a row of a YOLO pose label (`kpt_shape`); they are not read.
     archives: where `--download` gets the data set from.
+    max_missing_labels: largest share of a split's images that may have no label file.
+    faults: what is odd in the yaml and stops nothing.
     """
 
     file: Path
@@ -63,6 +77,8 @@ class DataConfig:
     single_cls: bool = False
     keypoints: int = 0
     archives: tuple[Archive, ...] = ()
+    max_missing_labels: float = MAX_MISSING_LABELS
+    faults: tuple[Fault, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,12 +89,13 @@ class DataConfig:
         return len(self.names)
 
     def split(self, name: str) -> Split:
-        """Return the split's sources; `UserError` where the yaml has no such split or its files aren't there."""
+        """Return the split's sources; `DataError` where the yaml has no such split or its files aren't there."""
         if name not in self.splits:
-            have = ", ".join(self.splits) or "none of train, val, test"
-            raise UserError(f"{self.file}: {name}: this key is missing (the file has {have})")
+            text = f"this key is missing (the file has {', '.join(self.splits)}): name a folder of images, or a list"
+            raise DataError(Fault.of("yaml-split-missing", str(self.file), name, text))
         if self.splits[name].missing:
-            raise UserError(self.splits[name].missing + self._download_hint())
+            hint = self._download_hint()
+            raise DataError(*(replace(fault, text=fault.text + hint) for fault in self.splits[name].missing))
         return self.splits[name]
 
     def _download_hint(self) -> str:
@@ -97,106 +114,132 @@ def load_data_config(
     A relative path is looked for from the working directory, then from the project's folder and its `data/`.
     A split whose files are absent is an error only when it is asked for (`DataConfig.split`). With `download`, a data
     set whose folder is absent is fetched from the sources that the yaml gives.
-    Raises `UserError` naming file, line and key.
+    Raises `DataError` with all that is wrong, each naming file, line and key.
     """
-    document = _Document(_find_yaml(os.fspath(path_or_name)))
+    document = Document(_find_yaml(os.fspath(path_or_name)))
     config = _read_config(document, single_cls)
     if download and not config.root.exists():
         if not config.archives:
             what = "is a script, and scripts are never run" if document.get("download") else "is missing"
-            raise document.error("download", f"{what}: get the data set by hand and put it at {config.root}")
+            raise document.error(
+                "yaml-value", "download", f"{what}: get the data set by hand and put it at {config.root}"
+            )
         fetch(config.archives, config.root)
         config = _read_config(document, single_cls)
     return config
 
 
-class _TextLoader(yaml.BaseLoader):
-    """Leaves every scalar the text it is (a class may be called `no`, `on` or `007`) and refuses duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                problem = f"the key '{name}' is already on line {seen[name]}"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen[name] = key.start_mark.line + 1
-        return super().construct_mapping(node, deep)
-
-
-class _Document:
-    """A yaml's values as text, and the line of each top key."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        try:
-            loader = _TextLoader(file.read_text(encoding="utf-8-sig"))
-            node = loader.get_single_node()
-            if not isinstance(node, yaml.MappingNode):
-                raise UserError(f"{file}: not a data yaml: it has no `key: value` lines")
-            self.values: dict[str, Any] = loader.construct_document(node)
-        except OSError as error:
-            raise UserError(f"{file}: can't be read: {error.strerror or error}") from None
-        except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
-            mark = getattr(error, "problem_mark", None)
-            problem = getattr(error, "problem", None) or f"not text that can be read ({type(error).__name__})"
-            raise UserError(f"{file}{f':{mark.line + 1}' if mark else ''}: not valid yaml: {problem}") from None
-        self.lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
-
-    def get(self, key: str) -> Any:
-        """The value as str, list or dict; None where the key is absent or empty."""
-        value = self.values.get(key)
-        return None if isinstance(value, str) and value in NOTHING else value
-
-    def error(self, key: str, text: str) -> UserError:
-        line = f":{self.lines[key]}" if key in self.lines else ""
-        return UserError(f"{self.file}{line}: {key}: {text}")
-
-    def texts(self, key: str, value: Any) -> list[str]:
-        """A text, or a list of texts, as a list."""
-        values = value if isinstance(value, list) else [value]
-        if not values or not all(isinstance(item, str) and item not in NOTHING for item in values):
-            raise self.error(key, f"{value!r} is neither a text nor a list of texts")
-        return values
-
-
 def _find_yaml(text: str) -> Path:
     bases = (Path(), PROJECT, PROJECT / "data")
-    given = Path(text).expanduser()
+    given = _expand(text)
     for path in [base / name for base in bases for name in (given, Path(f"{given}.yaml"))]:
-        if path.is_file():
+        if os.path.isfile(path):
             return Path(os.path.abspath(path))
-    if given.is_dir():
+    if os.path.isdir(given):
         inside = ", ".join(sorted(path.name for path in given.glob("*.y*ml"))) or "none"
-        raise UserError(f"data '{text}': a folder; give a yaml file (those in it: {inside})")
+        why = f"a folder; give a yaml file (those in it: {inside})"
+        raise DataError(Fault.of("yaml-missing", f"data '{text}'", "", why))
     own = sorted(path.stem for path in (PROJECT / "data").glob("*.yaml"))
     hint = suggest(given.stem, own) or _nearest(Path(os.path.abspath(given)))
-    raise UserError(f"data '{text}': no such yaml file, and none of the project's ({', '.join(own)}){hint}")
+    why = f"no such yaml file, and none of the project's ({', '.join(own)}){hint}"
+    raise DataError(Fault.of("yaml-missing", f"data '{text}'", "", why))
 
 
-def _read_config(document: _Document, single_cls: bool) -> DataConfig:
-    root, missing = _root(document)
-    names = _names(document)
-    splits = {key: _split(document, key, root, missing) for key in SPLITS if document.get(key) is not None}
-    if not splits:
-        near = [suggest(key, document.values) for key in SPLITS]
-        raise UserError(f"{document.file}: none of train, val, test is there{next(filter(None, near), '')}")
-    if any(source.annotations for split in splits.values() for source in split.sources):
-        double = [name for name, count in Counter(names).items() if count > 1]
-        if double:
-            raise document.error("names", f"'{double[0]}' is there twice, and these annotations go by name")
+def _expand(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # the home folder of a user who doesn't exist
+        return Path(text)
+
+
+T = TypeVar("T")
+
+
+def _read_config(document: Document, single_cls: bool) -> DataConfig:
+    faults: list[Fault] = _slips(document)
+
+    def collect(read: Callable[..., T], *arguments: Any, otherwise: T) -> T:
+        try:
+            return read(document, *arguments)
+        except DataError as error:
+            faults.extend(error.faults)
+            return otherwise
+
+    place = collect(_root, otherwise=None)
+    root, missing = place or (Path(), ())
+    names = collect(_names, otherwise=())
+    splits = {}
+    for key in SPLITS:
+        if document.get(key) is not None:
+            splits[key] = collect(_split, key, root, missing, otherwise=Split(()))
+    keypoints = collect(_keypoints, otherwise=0)
+    archives = collect(_archives, otherwise=())
+    max_missing_labels = collect(_max_missing_labels, otherwise=MAX_MISSING_LABELS)
+    if not splits and not faults:
+        text = "none of train, val, test is there: name a folder of images, or a list of them, for each"
+        faults.append(Fault.of("yaml-split-missing", str(document.file), "", text))
+    by_name = any(source.annotations for split in splits.values() for source in split.sources)
+    alike = _names_alike(document, names, by_name)
+    faults += alike if by_name else []
+    if faults:
+        if place and not archives:  # else the files may be there yet
+            faults += [fault for key in ("train", "val") if key in splits for fault in splits[key].missing]
+        raise DataError(*dict.fromkeys(faults))
     return DataConfig(
         file=document.file,
         root=root,
         label_names=names,
         splits=splits,
         single_cls=single_cls,
-        keypoints=_keypoints(document),
-        archives=_archives(document),
+        keypoints=keypoints,
+        archives=archives,
+        max_missing_labels=max_missing_labels,
+        faults=tuple(alike),
     )
 
 
-def _root(document: _Document) -> tuple[Path, str]:
+def _slips(document: Document) -> list[Fault]:
+    """Unknown keys that look like a slip for a key that is absent. Others are notes, of the user or of an export."""
+    meant = {str(key): _meant(document, key) for key in document.values}
+    return [
+        document.fault("yaml-key-unknown", key, f"unknown key; did you mean '{word}'?")
+        for key, word in meant.items()
+        if word
+    ]
+
+
+def _meant(document: Document, key: object) -> str:
+    """The key that is absent and that an unknown one seems to stand for, or an empty text."""
+    word = str(key)
+    absent = [] if word in KEYS else [known for known in KEYS if known not in document.values]
+    near = difflib.get_close_matches(word, absent, n=1, cutoff=NEAR if len(word) > 3 else NEAR_SHORT)
+    other = OTHER_WORDS.get(word.lower(), "")
+    return near[0] if near else other if other in absent else ""
+
+
+def _names_alike(document: Document, names: Sequence[str], by_name: bool) -> list[Fault]:
+    double = [name for name, count in Counter(names).items() if count > 1]
+    if not double:
+        return []
+    places = [i for i, name in enumerate(names) if name == double[0]]
+    said = f"'{double[0]}' is there twice, as class {' and '.join(map(str, places[:2]))}"
+    if by_name:
+        text = f"{said}, and these annotations go by name: give each class its own"
+        return [document.fault("yaml-names-twice", "names", text)]
+    return [document.fault("yaml-names-alike", "names", f"{said}: read as two classes; give each its own name")]
+
+
+def _max_missing_labels(document: Document) -> float:
+    value = document.get("max_missing_labels")
+    if value is None:
+        return MAX_MISSING_LABELS
+    if not (isinstance(value, str) and re.fullmatch(r"0?\.\d+|[01](\.0*)?", value)):
+        text = f"{shorten(value)} is not a share of the images: write a number from 0 to 1"
+        raise document.error("yaml-value", "max_missing_labels", text)
+    return float(value)
+
+
+def _root(document: Document) -> tuple[Path, tuple[Fault, ...]]:
     """The folder that paths are relative to, and what is wrong with it (empty: nothing).
 
     `path` may be a list: the first that exists. Each is relative to the yaml, then to the working directory, then to
@@ -205,33 +248,35 @@ def _root(document: _Document) -> tuple[Path, str]:
     embedded = document.get("embedded")
     if embedded is not None:
         if embedded != "shapes":
-            raise document.error("embedded", f"'{embedded}' is not embedded; only 'shapes' is")
-        return ensure_shapes(cache_root()).resolve(), ""
+            raise document.error("yaml-value", "embedded", f"{shorten(embedded)} is not embedded; only 'shapes' is")
+        return ensure_shapes(cache_root()).resolve(), ()
     value = document.get("path")
     if value is None:
-        return document.file.parent.resolve(), ""
+        return document.file.parent.resolve(), ()
     here = Path.cwd()
     bases = (document.file.parent, here, here / "datasets", here.parent / "datasets")
-    tried = [base / Path(text).expanduser() for base in bases for text in document.texts("path", value)]
+    tried = [base / _expand(text) for base in bases for text in document.texts("path", value)]
     for path in tried:
-        if path.is_dir():
-            return path.resolve(), ""
-    return Path(os.path.abspath(tried[0])), str(document.error("path", _not_there(tried)))
+        if os.path.isdir(path):
+            return path.resolve(), ()
+    return Path(os.path.abspath(tried[0])), (document.fault("yaml-path", "path", _not_there(tried)),)
 
 
-def _split(document: _Document, key: str, root: Path, missing: str) -> Split:
+def _split(document: Document, key: str, root: Path, missing: tuple[Fault, ...]) -> Split:
     value = document.get(key)
     bases = [root] if document.get("path") is not None or document.get("embedded") else [root, Path.cwd()]
     sources: list[Source] = []
-    faults = [missing] if missing else []
+    faults: list[Fault] = []
 
     def locate(text: Any) -> Path:
         if not isinstance(text, str) or text in NOTHING:
-            raise document.error(key, f"{text!r} is not a path")
+            raise document.error(
+                "yaml-value", key, f"{shorten(text)} is not a path: name a folder, or a list of images"
+            )
         tried = _candidates(text, bases)
-        found = next((path for path in tried if path.exists()), None)
+        found = next((path for path in tried if os.path.exists(path)), None)
         if found is None:
-            faults.append(str(document.error(key, f"'{text}': {_not_there(tried)}")))
+            faults.append(document.fault("yaml-split-path", key, f"'{text[:200]}': {_not_there(tried)}"))
         return Path(os.path.abspath(found or tried[0]))
 
     for item in value if isinstance(value, list) else [value]:
@@ -240,19 +285,21 @@ def _split(document: _Document, key: str, root: Path, missing: str) -> Split:
             continue
         for name in item:
             if name not in SOURCE_KEYS:
-                raise document.error(
-                    key, f"unknown key '{name}' (allowed: {', '.join(SOURCE_KEYS)}){suggest(name, SOURCE_KEYS)}"
-                )
+                text = f"unknown key '{name}' (allowed: {', '.join(SOURCE_KEYS)}){suggest(name, SOURCE_KEYS)}"
+                raise document.error("yaml-value", key, text)
         if "images" not in item or "annotations" not in item:
-            raise document.error(key, "a mapping needs `images` (a folder) and `annotations` (a folder or a json file)")
+            raise document.error(
+                "yaml-value", key, "a mapping needs `images` (a folder) and `annotations` (a folder or a json file)"
+            )
         lists = document.texts(key, item["split"]) if item.get("split") not in NOTHING else []
         sources.append(Source(locate(item["images"]), locate(item["annotations"]), tuple(map(locate, lists))))
-    return Split(tuple(sources), faults[0] if faults else "")
+    # Where the root isn't there, nothing in it is, and that is said once.
+    return Split(tuple(sources), missing or tuple(faults))
 
 
 def _candidates(text: str, bases: Sequence[Path]) -> list[Path]:
     """Where a split's path may be. Roboflow writes `../train/images` for what lies at `train/images`."""
-    path = Path(text).expanduser()
+    path = _expand(text)
     inside = [Path(*path.parts[1:])] if path.parts[:1] == ("..",) and len(path.parts) > 1 else []
     return list(dict.fromkeys(base / each for each in [path, *inside] for base in bases))
 
@@ -266,7 +313,7 @@ def _not_there(tried: Iterable[Path]) -> str:
 def _nearest(path: Path) -> str:
     """Name the deepest folder on the way to a missing path that exists, and what in it is spelled alike."""
     for parent in path.parents:
-        if parent.is_dir():
+        if os.path.isdir(parent):
             wrong = path.relative_to(parent).parts[0]
             try:
                 near = suggest(wrong, sorted(os.listdir(parent)))
@@ -276,49 +323,56 @@ def _nearest(path: Path) -> str:
     return ""
 
 
-def _names(document: _Document) -> tuple[str, ...]:
+def _names(document: Document) -> tuple[str, ...]:
     value, count = document.get("names"), document.get("nc")
+    if value is None and any(_meant(document, key) == "names" for key in document.values):
+        return ()  # which is said of that key
     if count is not None and not (isinstance(count, str) and re.fullmatch(r"[1-9]\d{0,5}", count)):
-        raise document.error("nc", f"{count!r} is not a number of classes (a whole number, at least 1)")
+        raise document.error(
+            "yaml-nc", "nc", f"{shorten(count)} is not a number of classes (a whole number, at least 1)"
+        )
     if value is None:
         if count is None:
-            raise document.error("names", "this key is missing: a list of class names, or a map from number to name")
+            text = "this key is missing: write a list of class names, or a map from number to name"
+            raise document.error("yaml-names-missing", "names", text)
         return tuple(f"class_{i}" for i in range(int(count)))
     if isinstance(value, dict):
         value = _names_from_map(document, value)
     if not isinstance(value, list) or not value:
-        raise document.error("names", f"{value!r} is neither a list of class names nor a map from number to name")
+        text = f"{shorten(value)} is neither a list of class names nor a map from number to name"
+        raise document.error("yaml-value", "names", text)
     for i, name in enumerate(value):
         if not isinstance(name, str) or not name.strip():
-            raise document.error("names", f"name {i}, {name!r}, is not a text")
+            raise document.error("yaml-value", "names", f"name {i}, {shorten(name)}, is not a text")
     if count is not None and int(count) != len(value):
-        raise document.error("nc", f"{count}, but `names` has {len(value)}")
+        raise document.error("yaml-nc", "nc", f"{count}, but `names` has {len(value)}: correct one, or leave `nc` out")
     return tuple(name.strip() for name in value)
 
 
-def _names_from_map(document: _Document, names: dict[Any, Any]) -> list[Any]:
+def _names_from_map(document: Document, names: dict[Any, Any]) -> list[Any]:
     for key in names:
         if not (isinstance(key, str) and re.fullmatch(r"\d{1,6}", key)):
-            raise document.error("names", f"the map must go from number to name; {key!r} is not a number")
+            text = f"the map must go from number to name; {shorten(key)} is not a number"
+            raise document.error("yaml-value", "names", text)
     numbered = {int(key): name for key, name in names.items()}
     absent = [i for i in range(len(names)) if i not in numbered]
     if absent:
-        raise document.error(
-            "names", f"{len(names)} names must be numbered 0 to {len(names) - 1}; {absent[0]} is missing"
-        )
+        text = f"{len(names)} names must be numbered 0 to {len(names) - 1}; {absent[0]} is missing: number them so"
+        raise document.error("yaml-names-gap", "names", text)
     return [numbered[i] for i in range(len(names))]
 
 
-def _keypoints(document: _Document) -> int:
+def _keypoints(document: Document) -> int:
     shape = document.get("kpt_shape")
     if shape is None:
         return 0
     if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, str) and n.isdigit() for n in shape)):
-        raise document.error("kpt_shape", f"{shape!r} is not [number of keypoints, 2 or 3]")
+        text = f"{shorten(shape)} is not [number of keypoints, 2 or 3]"
+        raise document.error("yaml-value", "kpt_shape", text)
     return int(shape[0]) * int(shape[1])
 
 
-def _archives(document: _Document) -> tuple[Archive, ...]:
+def _archives(document: Document) -> tuple[Archive, ...]:
     """What `download` names: a URL, a mapping (see `Archive`), or a list of these. Anything else (Ultralytics allows
     shell and Python there) is left alone, and never run."""
     value = document.get("download")
@@ -330,23 +384,25 @@ def _archives(document: _Document) -> tuple[Archive, ...]:
     return tuple(_archive(document, item if isinstance(item, dict) else {"url": item}) for item in items)
 
 
-def _archive(document: _Document, item: dict[Any, Any]) -> Archive:
+def _archive(document: Document, item: dict[Any, Any]) -> Archive:
     for key, value in item.items():
         if key not in ARCHIVE_KEYS:
             allowed = ", ".join(ARCHIVE_KEYS)
-            raise document.error("download", f"unknown key '{key}' (allowed: {allowed}){suggest(key, ARCHIVE_KEYS)}")
+            raise document.error(
+                "yaml-value", "download", f"unknown key '{key}' (allowed: {allowed}){suggest(key, ARCHIVE_KEYS)}"
+            )
         if not isinstance(value, str):
-            raise document.error("download", f"{key}: {value!r} is not a text")
+            raise document.error("yaml-value", "download", f"{key}: {shorten(value)} is not a text")
     if "url" not in item:
-        raise document.error("download", "a mapping needs `url`")
+        raise document.error("yaml-value", "download", "a mapping needs `url`")
     if not re.fullmatch(r"\d*", item.get("size", "")):
-        raise document.error("download", f"size: {item['size']!r} is not a number of bytes")
+        raise document.error("yaml-value", "download", f"size: {item['size']!r} is not a number of bytes")
     if not re.fullmatch(r"([0-9a-fA-F]{64})?", item.get("sha256", "")):
-        raise document.error("download", f"sha256: {item['sha256']!r} is not 64 hexadecimal digits")
+        raise document.error("yaml-value", "download", f"sha256: {item['sha256']!r} is not 64 hexadecimal digits")
     for key in ("folder", "to"):
         path = PurePosixPath(item.get(key, ""))
         if path.is_absolute() or ".." in path.parts:
-            raise document.error("download", f"{key}: {item[key]!r} must be a folder below")
+            raise document.error("yaml-value", "download", f"{key}: {item[key]!r} must be a folder below")
     size = int(item["size"]) if item.get("size") else None
     digest = item["sha256"].lower() if item.get("sha256") else None
     return Archive(item["url"], digest, size, item.get("folder", ""), item.get("to", ""))

@@ -1,4 +1,4 @@
-"""Label files as they lie on the disk: YOLO txt, Pascal VOC XML, COCO JSON. Nothing is left out without a word.
+"""The images and labels of a split, in whatever format they lie on the disk. Nothing is left out without a word.
 
 Boxes are continuous corners (x1, y1, x2, y2) in pixels of the image as it is seen (turned as its EXIF tag says), whose
 size is read from the image's own header, so the same labels in another format give the same records.
@@ -6,53 +6,32 @@ size is read from the image's own header, so the same labels in another format g
 
 from __future__ import annotations
 
-import json
 import os
-import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.coco_json import scan_coco
 from data.config import DataConfig, Source
-from data.faults import Fault
+from data.faults import DataError, Fault
 from data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, Unreadable, image_headers, image_size
-from utils.errors import UserError, suggest
+from data.labels import BadLabels, Entry, Record, check_boxes, walk
+from data.voc_xml import folders_sharing, scan_voc
+from data.yolo_txt import label_folder, label_paths, labels_in, scan_yolo, yolo_images
 
-SNAP = 256  # steps a pixel that YOLO's rounded shares are put back on: exact for 6 decimals up to 2,600 px
-SMALL_OVERHANG = 1.0  # px: a box that leaves the image by less is clipped without a word (rounding)
 THREADS = 8
 CHUNK = 64  # images a thread reads at a time
-
-
-@dataclass(frozen=True)
-class Record:
-    """An image and its objects.
-
-    name: its path relative to the data set's root, with `/`. width, height: pixels, upright.
-    boxes: float32 [N, 4], corners in pixels, inside the image. classes: int32 [N]. crowd: bool [N].
-    areas: float32 [N], square pixels: of the object's mask where the labels know it, else of its box.
-    """
-
-    image: Path
-    name: str
-    width: int
-    height: int
-    boxes: np.ndarray
-    classes: np.ndarray
-    crowd: np.ndarray
-    areas: np.ndarray
 
 
 def read_split(config: DataConfig, split: str) -> tuple[list[Record], list[Fault]]:
     """Read all images and labels of `train`, `val` or `test`: (records by image name, faults).
 
-    Raises `UserError` where the split can't be read at all, or has no images or no boxes.
+    What is faulty is left out, and what remains may be nothing; who trains on it looks at the faults first.
+    Raises `DataError` where the split can't be read at all.
     """
     records, faults = [], []
     for record, found in iter_split(config, split):
@@ -66,22 +45,15 @@ def iter_split(config: DataConfig, split: str) -> Iterator[tuple[Record | None, 
     """As `read_split`, an image at a time, each with the faults found in it (no record: the image is left out)."""
     entries, faults = _scan_split(config, split)
     yield None, faults
-    images, boxes, first = 0, 0, faults[:1]
+    images, boxes = 0, 0
     read = partial(_read_chunk, config=config)
     with image_headers(), ThreadPoolExecutor(THREADS) as pool:
         for chunk in pool.map(read, [entries[i : i + CHUNK] for i in range(0, len(entries), CHUNK)]):
             for record, found in chunk:
-                first = first or found[:1]
                 images += record is not None
                 boxes += 0 if record is None else len(record.boxes)
                 yield record, found
-    why = f"; first fault: {first[0]}" if first else ""
-    if not images:
-        raise UserError(f"{config.file}: {split}: no image can be read{why}")
-    if not boxes:
-        raise UserError(
-            f"{config.file}: {split}: no boxes in {images} images (labels looked for as {entries[0].label}){why}"
-        )
+    yield None, _nothing_left(config, split, entries, images, boxes)
 
 
 def split_files(config: DataConfig, split: str) -> Iterator[str]:
@@ -91,105 +63,122 @@ def split_files(config: DataConfig, split: str) -> Iterator[str]:
         if source.annotations is None:
             if source.images.is_file():
                 yield str(source.images)
-            images, _ = _yolo_images(source, config.root)
+            images, _ = yolo_images(source, config.root)
             for image in images:
                 yield image
                 yield from label_paths(image)
+            if source.images.is_dir():
+                yield from walk(source.images, OTHER_IMAGE_SUFFIXES)
+                yield from labels_in(label_folder(source.images))
             continue
-        yield from _walk(source.images, IMAGE_SUFFIXES)
+        yield from walk(source.images, IMAGE_SUFFIXES + OTHER_IMAGE_SUFFIXES)
         if source.annotations.is_dir():
-            yield from _walk(source.annotations, (".xml",))
+            yield from walk(source.annotations, (".xml",))
+            for folder in folders_sharing(source, config):
+                yield from walk(folder, IMAGE_SUFFIXES)
         else:
             yield str(source.annotations)
 
 
-def _walk(folder: Path, suffixes: Sequence[str]) -> Iterator[str]:
-    """Yield the files below `folder` with one of the suffixes, in a fixed order, hidden ones left out."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: can't be read: {error.strerror}")
-
-    seen: set[str] = set()
-    for directory, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in seen:  # a link that leads round in a circle
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        for name in sorted(files):
-            if name.lower().endswith(tuple(suffixes)) and not name.startswith("."):
-                yield os.path.join(directory, name)
-
-
-# ------------------------------------------------------------------------------------------------ reading
-
-
-class _Objects(NamedTuple):
-    """The objects of an image before they are checked; `numbers` are what a fault calls them by."""
-
-    boxes: np.ndarray  # float64 [N, 4]
-    classes: np.ndarray  # int [N]
-    crowd: np.ndarray  # bool [N]
-    areas: np.ndarray  # float64 [N], NaN: that of the box
-    numbers: Sequence[Any]
-
-
-class _Entry(NamedTuple):
-    """An image, the file of its labels, what that file calls an object, and how it is read.
-
-    read(label, width, height, fault): calls fault(where, text) for an object that it leaves out.
-    """
-
-    name: str
-    image: str
-    label: str
-    unit: str
-    read: Callable[[str, int, int, Callable[[str, str], None]], _Objects]
-
-
-def _scan_split(config: DataConfig, split: str) -> tuple[list[_Entry], list[Fault]]:
+def _scan_split(config: DataConfig, split: str) -> tuple[list[Entry], list[Fault]]:
     faults: list[Fault] = []
-    entries: list[_Entry] = []
+    entries: list[Entry] = []
+    fatal: list[Fault] = []
     for source in config.split(split).sources:
-        if source.annotations is None:
-            found, more = _scan_yolo(source, config)
-        elif source.annotations.is_dir():
-            found, more = _scan_voc(source, config)
-        else:
-            found, more = _scan_coco(source, config)
+        try:
+            found, more = _scan_source(source, config)
+        except DataError as error:
+            fatal += error.faults
+            continue
         entries += found
         faults += more
-    if not entries:
+    if not entries and not fatal:
         where = ", ".join(str(source.images) for source in config.split(split).sources)
-        why = f"; first fault: {faults[0]}" if faults else ""
-        raise UserError(f"{config.file}: {split}: no images in {where}{why}")
+        text = f"no images in {where}: put them there, or correct the path"
+        fatal = [Fault.of("split-no-images", str(config.file), split, text)]
+    if fatal:
+        raise DataError(*fatal, *faults)
     for name, count in Counter(entry.name for entry in entries).items():
         if count > 1:
-            faults.append(Fault(os.path.join(config.root, name), "", f"listed {count} times, and counts as often"))
+            path = os.path.join(config.root, name)
+            faults.append(Fault.of("list-image-twice", path, "", f"listed {count} times, and counts as often"))
+    faults += _unlabelled(config, split, entries)
     return sorted(entries, key=lambda entry: entry.name), faults
 
 
-def _read_chunk(entries: Sequence[_Entry], config: DataConfig) -> list[tuple[Record | None, list[Fault]]]:
+def _scan_source(source: Source, config: DataConfig) -> tuple[list[Entry], list[Fault]]:
+    if source.annotations is None:
+        entries, faults = scan_yolo(source, config)
+    elif source.annotations.is_dir():
+        entries, faults = scan_voc(source, config)
+    else:
+        entries, faults = scan_coco(source, config)
+    if source.images.is_dir() and not source.lists and (source.annotations is None or source.annotations.is_dir()):
+        faults += [
+            Fault.of("image-kind-not-read", path, "", "not a kind of image that is read: save it as JPEG or PNG")
+            for path in walk(source.images, OTHER_IMAGE_SUFFIXES)
+        ]
+    return entries, faults
+
+
+def _unlabelled(config: DataConfig, split: str, entries: Sequence[Entry]) -> list[Fault]:
+    """Images without a label file are images of nothing by convention; if they are many, the labels are elsewhere."""
+    missing = [entry for entry in entries if not entry.labelled]
+    if not missing:
+        return []
+    share = len(missing) / len(entries)
+    places = label_paths(missing[0].image) if missing[0].label.endswith(".txt") else [missing[0].label]
+    looked = f"for {missing[0].name} it would be {' or '.join(places)}"
+    count = f"{len(missing):,} of {len(entries):,} images ({share:.1%}) without a label file"
+    if share == 1:
+        kind, text = (
+            "split-no-labels",
+            f"none of {len(entries):,} images has a label file; {looked}: put them there",
+        )
+    elif share > config.max_missing_labels:
+        way = f"if these images show nothing of interest, write max_missing_labels: {_above(share)} in the data yaml"
+        kind, text = "split-few-labels", f"{count}; {looked}; {way}"
+    else:
+        kind, text = "split-backgrounds", f"{count}, taken as images of nothing; {looked}"
+    return [Fault.of(kind, str(config.file), split, text)]
+
+
+def _above(share: float) -> float:
+    """A round share that is no smaller."""
+    return min(1.0, (int(share * 20) + 1) / 20)
+
+
+def _nothing_left(config: DataConfig, split: str, entries: Sequence[Entry], images: int, boxes: int) -> list[Fault]:
+    """The fault of a split of which too little is sound."""
+    file = str(config.file)
+    if not images:
+        text = f"none of the {len(entries):,} images and its labels can be read: mend the faults that are said of them"
+        return [Fault.of("split-no-images", file, split, text)]
+    if not boxes and any(entry.labelled for entry in entries):
+        text = f"no sound object in {images:,} images: mend the faults of the labels, or name the right folder"
+        return [Fault.of("split-no-boxes", file, split, text)]
+    return []
+
+
+def _read_chunk(entries: Sequence[Entry], config: DataConfig) -> list[tuple[Record | None, list[Fault]]]:
     return [_read_entry(entry, config) for entry in entries]
 
 
-def _read_entry(entry: _Entry, config: DataConfig) -> tuple[Record | None, list[Fault]]:
+def _read_entry(entry: Entry, config: DataConfig) -> tuple[Record | None, list[Fault]]:
     faults: list[Fault] = []
 
-    def fault(where: str, text: str) -> None:
-        faults.append(Fault(entry.label, where, text))
+    def say(kind: str, where: str, text: str) -> None:
+        faults.append(Fault.of(kind, entry.label, where, text))
 
-    file = entry.image
     try:
-        width, height = image_size(file)
-        file = entry.label
-        objects = entry.read(entry.label, width, height, fault)
+        width, height = image_size(entry.image)
+        objects = entry.read(entry.label, width, height, say)
     except Unreadable as error:
-        return None, [*faults, Fault(file, "", f"{error}; the image is left out")]
-    keep, boxes, areas = _check_boxes(
-        objects, width, height, lambda i, text: fault(f"{entry.unit} {objects.numbers[i]}", text)
-    )
+        kind = "image-missing" if str(error) == "no such image" else "image-unreadable"
+        return None, [*faults, Fault.of(kind, entry.image, "", str(error))]
+    except BadLabels as error:
+        return None, [*faults, error.fault]
+    keep, boxes, areas = check_boxes(objects, width, height, entry.unit, say)
     classes = objects.classes[keep].astype(np.int32)
     record = Record(
         image=Path(entry.image),
@@ -202,431 +191,3 @@ def _read_entry(entry: _Entry, config: DataConfig) -> tuple[Record | None, list[
         areas=areas,
     )
     return record, faults
-
-
-def _check_boxes(
-    objects: _Objects, width: int, height: int, fault: Callable[[int, str], None]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Clip boxes to the image and leave out what has no area in it: (kept bool [N], boxes [M, 4], areas [M])."""
-    raw = objects.boxes.reshape(-1, 4)
-    size = f"{width} x {height}"
-    with np.errstate(invalid="ignore", over="ignore"):
-        # + 0.0: no negative zeros, which equal zero but are other bytes
-        boxes = np.clip(raw, 0.0, np.array([width, height, width, height], np.float64)) + 0.0
-        overhang = np.abs(raw - boxes).max(1, initial=0.0)
-        keep = (boxes[:, 2:].astype(np.float32) > boxes[:, :2].astype(np.float32)).all(1) & np.isfinite(raw).all(1)
-        own = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        given = objects.areas > 0  # not so for NaN
-        # A mask that was cut with its box can't be larger than what is left of the box.
-        areas = np.where(given, np.where(overhang > 0, np.minimum(objects.areas, own), objects.areas), own)
-    for i in np.flatnonzero(~keep | ~(overhang < SMALL_OVERHANG)):
-        text = "({:.6g}, {:.6g}, {:.6g}, {:.6g})".format(*raw[i])
-        if keep[i]:
-            fault(i, f"box {text} leaves the {size} image by {overhang[i]:.6g} px: clipped")
-        elif not np.isfinite(raw[i]).all():
-            fault(i, f"box {text} isn't finite: dropped")
-        elif overhang[i] > 0 and (raw[i, 2:] > raw[i, :2]).all():
-            fault(i, f"box {text} is outside the {size} image: dropped")
-        else:
-            fault(i, f"box {text} has no area: dropped")
-    return keep, boxes[keep].astype(np.float32), areas[keep].astype(np.float32)
-
-
-def _read_lines(path: str | Path) -> list[str]:
-    """The stripped lines of a list the user named; `UserError` where it can't be read."""
-    try:
-        return [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
-
-
-def _name(image: str, root: Path) -> str:
-    try:
-        name = os.path.relpath(image, root)
-    except ValueError:  # on another Windows drive
-        name = image
-    return name.replace(os.sep, "/")
-
-
-def _other_images(folder: Path) -> list[Fault]:
-    return [
-        Fault(path, "", "not a kind of image that is read: left out") for path in _walk(folder, OTHER_IMAGE_SUFFIXES)
-    ]
-
-
-# ------------------------------------------------------------------------------------------------ YOLO txt
-
-
-def label_paths(image: str) -> list[str]:
-    """Where the labels of an image may be: `labels` for the last `images` in its path, else beside it."""
-    stem = os.path.splitext(image)[0]
-    parts = stem.split(os.sep)
-    beside = f"{stem}.txt"
-    for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == "images":
-            return [os.sep.join([*parts[:i], "labels", *parts[i + 1 :]]) + ".txt", beside]
-    return [beside]
-
-
-def _scan_yolo(source: Source, config: DataConfig) -> tuple[list[_Entry], list[Fault]]:
-    images, faults = _yolo_images(source, config.root)
-    read = partial(_read_yolo, config=config)
-    entries = []
-    for image in images:
-        labels = label_paths(image)
-        label = next((path for path in labels if os.path.isfile(path)), labels[0])
-        entries.append(_Entry(_name(image, config.root), image, label, "line", read))
-    if source.images.is_dir():
-        faults += _other_images(source.images)
-        faults += _labels_alone(source.images, {entry.label for entry in entries})
-    return entries, faults
-
-
-def _yolo_images(source: Source, root: Path) -> tuple[list[str], list[Fault]]:
-    if source.images.is_dir():
-        return list(_walk(source.images, IMAGE_SUFFIXES)), []
-    if source.images.suffix.lower() != ".txt":
-        hint = "; a COCO json is given as {images: FOLDER, annotations: FILE.json}" * (source.images.suffix == ".json")
-        raise UserError(f"{source.images}: neither a folder of images nor a txt list of them{hint}")
-    images, faults = [], []
-    for number, line in enumerate(_read_lines(source.images), 1):
-        if not line:
-            continue
-        bases = [source.images.parent, root] if line.startswith("./") else [root, source.images.parent, Path.cwd()]
-        tried = [os.path.abspath(base / line) for base in bases]
-        found = next((path for path in tried if os.path.isfile(path)), None)
-        if found is None:
-            text = f"no such image: {line} (tried {', '.join(dict.fromkeys(tried))})"
-            faults.append(Fault(str(source.images), f"line {number}", text))
-        else:
-            images.append(found)
-    return images, faults
-
-
-def _labels_alone(images: Path, used: set[str]) -> list[Fault]:
-    """Label files of a folder that no image has. `classes.txt` is what labelling tools leave there."""
-    folder = Path(label_paths(str(images / "image.jpg"))[0]).parent
-    if not folder.is_dir() or folder == images:
-        return []
-    alone = (path for path in _walk(folder, (".txt",)) if path not in used and os.path.basename(path) != "classes.txt")
-    return [Fault(path, "", "no image for these labels: left out") for path in alone]
-
-
-def _read_yolo(
-    label: str, width: int, height: int, fault: Callable[[str, str], None], *, config: DataConfig
-) -> _Objects:
-    """Rows of `class x_centre y_centre width height`, or `class x1 y1 x2 y2 x3 y3 …`, in shares of the image."""
-    try:
-        text = Path(label).read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        text = ""  # an image of nothing
-    except (OSError, UnicodeDecodeError) as error:
-        raise Unreadable(f"the labels can't be read: {error}") from None
-    rows: list[tuple[float, ...]] = []
-    numbers: list[int] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_yolo_row(line.split(), config))
-            numbers.append(number)
-        except ValueError as error:
-            fault(f"line {number}", f"{error}: dropped")
-    table = np.array(rows, np.float64).reshape(-1, 5)
-    with np.errstate(invalid="ignore", over="ignore"):
-        pixels = np.rint(table[:, 1:] * np.array([width, height, width, height], np.float64) * SNAP) / SNAP
-    count = len(rows)
-    return _Objects(pixels, table[:, 0].astype(int), np.zeros(count, bool), np.full(count, np.nan), numbers)
-
-
-def _yolo_row(fields: Sequence[str], config: DataConfig) -> tuple[float, ...]:
-    """A row as (class, x1, y1, x2, y2), in shares of the image. Raises ValueError with what is wrong."""
-    try:
-        label, *values = map(float, fields)
-    except ValueError:
-        raise ValueError(f"not numbers: '{' '.join(fields)[:60]}'") from None
-    names = len(config.label_names)
-    if not (label.is_integer() and 0 <= label < names):
-        raise ValueError(f"class {fields[0]} is out of range (names has {names}: 0 to {names - 1})")
-    if len(values) == 4 or (config.keypoints and len(values) == 4 + config.keypoints):
-        x, y, wide, high = values[:4]
-        return label, x - wide / 2, y - high / 2, x + wide / 2, y + high / 2
-    if len(values) >= 6 and len(values) % 2 == 0:
-        x, y = values[0::2], values[1::2]
-        if any(value != value for value in values):  # min and max may pass a NaN by
-            return label, *[float("nan")] * 4
-        return label, min(x), min(y), max(x), max(y)
-    raise ValueError(f"{len(fields)} numbers; a row is a class and a box (5 numbers) or at least 3 points (7, 9, …)")
-
-
-# ------------------------------------------------------------------------------------------------ Pascal VOC XML
-
-
-def _scan_voc(source: Source, config: DataConfig) -> tuple[list[_Entry], list[Fault]]:
-    assert source.annotations is not None
-    if not source.images.is_dir():
-        raise UserError(f"{source.images}: `images` must be a folder")
-    images = {os.path.relpath(path, source.images): path for path in _walk(source.images, IMAGE_SUFFIXES)}
-    faults = _other_images(source.images)
-    xml = {name: str(source.annotations / f"{os.path.splitext(name)[0]}.xml") for name in images}
-    if source.lists:
-        wanted, more = _pick(source.lists, images)
-        faults += more
-    else:
-        wanted, used = list(images), set(xml.values())
-        alone = [path for path in _walk(source.annotations, (".xml",)) if path not in used]
-        faults += [Fault(path, "", "no image for these labels: left out") for path in alone]
-    read = partial(_read_voc, classes={name: i for i, name in enumerate(config.label_names)})
-    entries = [_Entry(_name(images[name], config.root), images[name], xml[name], "object", read) for name in wanted]
-    return entries, faults
-
-
-def _pick(lists: Iterable[Path], images: Iterable[str]) -> tuple[list[str], list[Fault]]:
-    """The images that the lists name, by file name or by name without its suffix."""
-    called: dict[str, list[str]] = {}
-    for name in sorted(images):
-        plain = name.replace(os.sep, "/")
-        for word in {plain, os.path.splitext(plain)[0]}:
-            called.setdefault(word, []).append(name)
-    picked, faults = [], []
-    for path in lists:
-        for number, line in enumerate(_read_lines(path), 1):
-            found = called.get(line.removeprefix("./"), [])
-            picked += found[:1]
-            if line and len(found) != 1:
-                text = (
-                    f"'{line}' names {len(found)} images, the first is taken: {', '.join(found)}"
-                    if found
-                    else f"no image is called '{line}'"
-                )
-                faults.append(Fault(str(path), f"line {number}", text))
-    return picked, faults
-
-
-def _read_voc(
-    label: str, width: int, height: int, fault: Callable[[str, str], None], *, classes: dict[str, int]
-) -> _Objects:
-    """`<object>`s with `<name>` and `<bndbox>`, whose numbers are taken as they are (no 1 is subtracted)."""
-    root = _parse_xml(label)
-    boxes: list[list[float]] = []
-    labels: list[int] = []
-    numbers: list[int] = []
-    for number, item in enumerate(root.findall("object") if root is not None else (), 1):
-        name = (item.findtext("name") or "").strip()
-        if name not in classes:
-            fault(f"object {number}", f"'{name}' isn't among the names{suggest(name, classes)}: dropped")
-            continue
-        texts = [(key, (item.findtext(f"bndbox/{key}") or "").strip()) for key in ("xmin", "ymin", "xmax", "ymax")]
-        try:
-            boxes.append([float(text) for _, text in texts])
-        except ValueError:
-            wrong = ", ".join(f"{key} '{text}'" for key, text in texts)
-            fault(f"object {number}", f"the bndbox isn't four numbers ({wrong}): dropped")
-            continue
-        labels.append(classes[name])
-        numbers.append(number)
-    if root is not None:
-        _check_size(
-            [root.findtext(f"size/{key}") for key in ("width", "height")], width, height, partial(fault, "size")
-        )
-    count = len(boxes)
-    table = np.array(boxes, np.float64).reshape(-1, 4)
-    return _Objects(table, np.array(labels, int), np.zeros(count, bool), np.full(count, np.nan), numbers)
-
-
-def _parse_xml(path: str) -> ET.Element | None:
-    """Parse an annotation; None where there is no file. A DOCTYPE can make a parser expand things, and is refused."""
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise Unreadable(f"the labels can't be read: {error.strerror or error}") from None
-    if b"<!DOCTYPE" in data.replace(b"\0", b""):  # the zeros of UTF-16
-        raise Unreadable("the labels have a DOCTYPE, which is refused")
-    try:
-        return ET.fromstring(data)
-    except (ET.ParseError, ValueError, LookupError) as error:
-        raise Unreadable(f"the labels aren't XML: {error}") from None
-
-
-def _check_size(stated: Sequence[Any], width: int, height: int, fault: Callable[[str], None]) -> None:
-    """Say so where labels were made for an image of another size; no size, or zeros, say nothing."""
-    try:
-        wide, high = (float(value) for value in stated)
-    except (TypeError, ValueError):
-        return
-    if min(wide, high) > 0 and (wide, high) != (width, height):
-        fault(f"the labels say {wide:g} x {high:g}, the image is {width} x {height}; the boxes are taken as they are")
-
-
-# ------------------------------------------------------------------------------------------------ COCO JSON
-
-
-@dataclass
-class _CocoTable:
-    """The annotations of a COCO file in columns, sorted by image; `offsets[i]` is where image i's begin."""
-
-    numbers: np.ndarray
-    boxes: np.ndarray
-    classes: np.ndarray
-    crowd: np.ndarray
-    areas: np.ndarray
-    offsets: np.ndarray
-
-
-@dataclass
-class _CocoRows:
-    """The same while it is read."""
-
-    images: list[int] = field(default_factory=list)
-    numbers: list[Any] = field(default_factory=list)
-    boxes: list[list[float]] = field(default_factory=list)
-    classes: list[int] = field(default_factory=list)
-    crowd: list[bool] = field(default_factory=list)
-    areas: list[float] = field(default_factory=list)
-
-    def table(self, count: int) -> _CocoTable:
-        images = np.array(self.images, np.int64)
-        order = np.argsort(images, kind="stable")
-        return _CocoTable(
-            numbers=np.array(self.numbers, object)[order],
-            boxes=np.array(self.boxes, np.float64).reshape(-1, 4)[order],
-            classes=np.array(self.classes, np.int64)[order],
-            crowd=np.array(self.crowd, bool)[order],
-            areas=np.array(self.areas, np.float64)[order],
-            offsets=np.searchsorted(images[order], np.arange(count + 1)),
-        )
-
-
-def _scan_coco(source: Source, config: DataConfig) -> tuple[list[_Entry], list[Fault]]:
-    assert source.annotations is not None
-    if not source.images.is_dir():
-        raise UserError(f"{source.images}: `images` must be a folder")
-    file = str(source.annotations)
-    data = _load_coco(file)
-    classes = _coco_classes(file, data["categories"], config)
-    faults: list[Fault] = []
-    images = _coco_images(file, data["images"], faults)
-    table = _coco_rows(file, data["annotations"], images, classes, faults).table(len(images))
-    names = {item["file_name"]: i for i, item in enumerate(images.values())}
-    wanted: Iterable[str] = names
-    if source.lists:
-        wanted, more = _pick(source.lists, names)
-        faults += more
-    stated = [(item.get("width"), item.get("height")) for item in images.values()]
-    entries = []
-    for name in wanted:
-        path = _coco_image(source.images, name)
-        read = partial(_read_coco, table=table, row=names[name], stated=stated[names[name]], image=name)
-        entries.append(_Entry(_name(path, config.root), path, file, f"{name}: annotation", read))
-    return entries, faults
-
-
-def _load_coco(file: str) -> dict[str, list[Any]]:
-    def without_masks(item: dict[str, Any]) -> dict[str, Any]:
-        item.pop("segmentation", None)  # most of the file, and of no use here
-        return item
-
-    try:
-        data = json.loads(Path(file).read_bytes(), object_hook=without_masks)
-    except OSError as error:
-        raise UserError(f"{file}: can't be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not a COCO json: {error}") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            raise UserError(f"{file}: not a COCO json: it has no list called '{key}'")
-    return data
-
-
-def _coco_classes(file: str, categories: list[Any], config: DataConfig) -> dict[Any, int | str]:
-    """Category id → class, by the category's name; its name where the yaml has none such."""
-    known = {name: i for i, name in enumerate(config.label_names)}
-    pairs = [
-        (item["id"], str(item["name"]).strip())
-        for item in categories
-        if isinstance(item, dict) and {"id", "name"} <= set(item)
-    ]
-    classes = {number: known.get(name, name) for number, name in pairs if isinstance(number, (int, str))}
-    if not any(isinstance(value, int) for value in classes.values()):
-        have, want = (", ".join(list(names)[:5]) + ", …" * (len(names) > 5) for names in (dict(pairs).values(), known))
-        raise UserError(f"{config.file}: names: none is a category of {file} (it has {have}; the yaml has {want})")
-    return classes
-
-
-def _coco_images(file: str, items: list[Any], faults: list[Fault]) -> dict[Any, dict[str, Any]]:
-    """Image id → its entry, for those that have an id and a file name of their own."""
-    images: dict[Any, dict[str, Any]] = {}
-    names: set[str] = set()
-    for number, item in enumerate(items, 1):
-        key, name = (item.get("id"), item.get("file_name")) if isinstance(item, dict) else (None, None)
-        if not isinstance(key, (int, str)) or not isinstance(name, str) or not name:
-            faults.append(Fault(file, f"image {number}", "has no id or no file_name: left out"))
-        elif key in images or name in names:
-            faults.append(
-                Fault(file, f"image {number}", f"the id {key!r} or the file_name {name!r} is there twice: left out")
-            )
-        else:
-            images[key] = item
-            names.add(name)
-    return images
-
-
-def _coco_rows(
-    file: str, items: list[Any], images: dict[Any, Any], classes: dict[Any, int | str], faults: list[Fault]
-) -> _CocoRows:
-    place = {key: i for i, key in enumerate(images)}
-    rows = _CocoRows()
-    for i, item in enumerate(items, 1):
-        item = item if isinstance(item, dict) else {}
-        number, image, category = (item.get(key) for key in ("id", "image_id", "category_id"))
-        try:
-            row, label = place.get(image), classes.get(category)
-        except TypeError:  # a list or a map for an id
-            row, label = None, None
-        box, area = item.get("bbox"), item.get("area")
-        why = ""
-        if row is None:
-            why = f"image_id {image!r} isn't an image's"
-        elif label is None:
-            why = f"category_id {category!r} isn't a category's"
-        elif isinstance(label, str):
-            why = f"category '{label}' isn't among the names"
-        elif not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
-            why = f"bbox {str(box)[:60]} isn't four numbers"
-        if why:
-            faults.append(Fault(file, f"annotation {i if number is None else number}", f"{why}: dropped"))
-            continue
-        x, y, wide, high = map(float, box)
-        rows.images.append(row)
-        rows.numbers.append(i if number is None else number)
-        rows.boxes.append([x, y, x + wide, y + high])
-        rows.classes.append(label)
-        rows.crowd.append(bool(item.get("iscrowd")))
-        rows.areas.append(float(area) if isinstance(area, (int, float)) else float("nan"))
-    return rows
-
-
-def _coco_image(folder: Path, name: str) -> str:
-    """The image's path: some exports put a folder before the file name that isn't there."""
-    path, plain = os.path.abspath(folder / name), os.path.abspath(folder / os.path.basename(name))
-    return plain if plain != path and not os.path.exists(path) and os.path.exists(plain) else path
-
-
-def _read_coco(
-    label: str,
-    width: int,
-    height: int,
-    fault: Callable[[str, str], None],
-    *,
-    table: _CocoTable,
-    row: int,
-    stated: Any,
-    image: str,
-) -> _Objects:
-    _check_size(stated, width, height, partial(fault, image))
-    own = slice(table.offsets[row], table.offsets[row + 1])
-    return _Objects(table.boxes[own], table.classes[own], table.crowd[own], table.areas[own], table.numbers[own])

@@ -18,7 +18,7 @@ from data.config import DataConfig
 from data.faults import Fault
 from data.formats import Record, iter_split, split_files
 
-FORMAT = 1  # part of every cached index's key: raise it when the readers give other arrays
+FORMAT = 2  # part of every cached index's key: raise it when the readers give other arrays
 ARRAYS = ("paths", "path_offsets", "sizes", "boxes", "classes", "crowd", "areas", "offsets")
 
 
@@ -105,7 +105,8 @@ def build_index(config: DataConfig, split: str, cache: bool = True) -> tuple[Ind
     """Read a split's labels, or take what was read the last time if no file has changed since.
 
     The cached copy lies in our own cache folder, never beside the data.
-    Raises `UserError` where the split can't be read, or has no images or no boxes.
+    What is faulty is left out, and what remains may be nothing.
+    Raises `DataError` where the split can't be read at all.
     """
     key = _key(config, split) if cache else ""
     file = _cache_file(config, split)
@@ -132,7 +133,15 @@ def _offsets(counts: list[int]) -> np.ndarray:
 
 def _identity(config: DataConfig, split: str) -> str:
     return repr(
-        (FORMAT, str(config.root), config.label_names, config.single_cls, config.keypoints, config.split(split).sources)
+        (
+            FORMAT,
+            str(config.root),
+            config.label_names,
+            config.single_cls,
+            config.keypoints,
+            config.max_missing_labels,
+            config.split(split).sources,
+        )
     )
 
 
@@ -166,7 +175,7 @@ def _load(file: Path, key: str, config: DataConfig) -> tuple[Index, list[Fault]]
 
 
 def _save(file: Path, key: str, index: Index, faults: list[Fault]) -> None:
-    rows = json.dumps([(fault.file, fault.where, fault.text) for fault in faults])
+    rows = json.dumps([(fault.file, fault.where, fault.text, fault.kind, fault.stops) for fault in faults])
     arrays = {name: getattr(index, name) for name in ARRAYS}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

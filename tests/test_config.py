@@ -17,6 +17,7 @@ import data.config
 from data.cache import cache_root
 from data.config import Source, load_data_config
 from data.download import fetch
+from data.faults import DataError
 from data.formats import read_split
 from data.shapes import NAMES, SPLITS
 from utils.errors import UserError
@@ -143,13 +144,24 @@ def test_single_cls(load: Callable) -> None:
             "data.yaml:3: not valid yaml: the key 'train' is already on line 1",
         ),
         ("train: {images: i, annotations: a}\nnames: [a, b, a]\n", "data.yaml:2: names: 'a' is there twice"),
-        ("trian: x\nnames: [a]\n", "none of train, val, test is there; did you mean 'trian'?"),
+        ("trian: x\nnames: [a]\n", "data.yaml:1: trian: unknown key; did you mean 'train'?"),
         ("train: {image: i, annotations: a}\nnames: [a]\n", "data.yaml:1: train: unknown key 'image' (allowed: images"),
         ("train: {images: i}\nnames: [a]\n", "data.yaml:1: train: a mapping needs `images`"),
         ("train: [a, [b]]\nnames: [a]\n", "data.yaml:1: train: ['b'] is not a path"),
         ("train: [a\nnames: [a]\n", "data.yaml:2: not valid yaml"),
-        ("- a\n", "data.yaml: not a data yaml"),
-        ("", "data.yaml: not a data yaml"),
+        ("names: [a]\n", "data.yaml: none of train, val, test is there"),
+        ("train: x\nvla: y\nnames: [a]\n", "data.yaml:2: vla: unknown key; did you mean 'val'?"),
+        ("train: x\ndepth: 3\nnames: a\n", "data.yaml:3: names: 'a' is neither"),  # `depth` is no slip for `path`
+        (f"train: x\nnames: [a]\n#{'x' * 5_000_000}\n", "data.yaml: 5,000,022 bytes, and a data yaml has at most"),
+        ("train: x\nname: [a]\n", "data.yaml:2: name: unknown key; did you mean 'names'?"),
+        ("train: x\nclasses: [a]\nnc: 1\n", "data.yaml:2: classes: unknown key; did you mean 'names'?"),
+        ("train: x\nnames: [a]\nvalidation: y\n", "data.yaml:3: validation: unknown key; did you mean 'val'?"),
+        ("train: x\nnames: [a]\nmax_missing_labels: 1.5\n", "data.yaml:3: max_missing_labels: '1.5' is not a share"),
+        ("train: x\nnames: [a]\nmax_missing_labels: 50%\n", "data.yaml:3: max_missing_labels: '50%' is not a share"),
+        ("train: x\nnames: [a]\nmax_missing_labels: [1]\n", "data.yaml:3: max_missing_labels: ['1'] is not a share"),
+        ("- a\n", "data.yaml: not a data yaml but a list"),
+        ("", "data.yaml: not a data yaml but empty"),
+        ("a\n", "data.yaml: not a data yaml but a text"),
         ("path: []\ntrain: x\nnames: [a]\n", "data.yaml:1: path: [] is neither a text nor a list"),
         ("embedded: circles\ntrain: x\nnames: [a]\n", "data.yaml:1: embedded: 'circles' is not embedded"),
         ("train: x\nnames: [a]\nkpt_shape: 17\n", "data.yaml:3: kpt_shape: '17' is not"),
@@ -163,10 +175,67 @@ def test_single_cls(load: Callable) -> None:
         ("train: x\nnames: [a]\ndownload: {url: u, to: ../x}\n", "data.yaml:3: download: to: '../x' must be"),
     ],
 )
-def test_a_wrong_yaml_is_named_by_file_line_and_key(load: Callable, text: str, message: str) -> None:
-    with pytest.raises(UserError) as error:
+def test_a_wrong_yaml_is_named_by_file_line_and_key(load: Callable, tmp_path: Path, text: str, message: str) -> None:
+    folders(tmp_path / "set", *"aixyz")
+    with pytest.raises(DataError) as error:
         load(text)
     assert message in str(error.value) and "\n" not in str(error.value)
+    assert all(fault.kind.startswith("yaml-") and fault.stops and not fault.skippable for fault in error.value.faults)
+
+
+def test_all_that_is_wrong_is_said_at_once(load: Callable, tmp_path: Path) -> None:
+    folders(tmp_path / "set", "images/train")
+    with pytest.raises(DataError) as error:
+        load("path: .\ntrain: images/trian\nvalid: x\nnames: {0: a, 2: b}\nnc: 3\nmax_missing_labels: half\n")
+    assert [(fault.kind, fault.where) for fault in error.value.faults] == [
+        ("yaml-key-unknown", "3"),
+        ("yaml-names-gap", "4"),
+        ("yaml-value", "6"),
+        ("yaml-split-path", "2"),
+    ]
+    assert str(error.value).count("\n") == 4 and "did you mean 'val'?" in str(error.value)
+
+
+def test_keys_of_others_are_let_be(load: Callable, tmp_path: Path) -> None:
+    """A word that resembles a key counts as a slip only where that key is absent."""
+    folders(tmp_path / "set", "x")
+    keys = "name: my set\nauthor: a\nroboflow: {license: b}\nflip_idx: [0]\nchannels: 3\nkpt_names: {0: [nose]}\n"
+    config = load(f"path: .\ntrain: x\nval: x\ntest: x\nvalid: y\nnames: [a]\n{keys}")
+    assert config.names == ("a",) and config.faults == ()
+
+
+def test_names_alike_are_odd_where_labels_go_by_number(load: Callable) -> None:
+    (fault,) = load("train: x\nnames: [a, b, a]\n").faults
+    assert (fault.kind, fault.where, fault.stops) == ("yaml-names-alike", "2", False)
+    assert "'a' is there twice, as class 0 and 2" in fault.text
+
+
+@pytest.mark.parametrize(("text", "share"), [("", 0.5), ("0", 0), ("1", 1), (".25", 0.25), ("1.0", 1), ("0.9", 0.9)])
+def test_max_missing_labels(load: Callable, text: str, share: float) -> None:
+    assert load(f"train: x\nnames: [a]\nmax_missing_labels: {text}\n").max_missing_labels == share
+
+
+def test_a_small_yaml_of_aliases_makes_no_huge_message(load: Callable) -> None:
+    levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]" for i in range(12)]
+    with pytest.raises(DataError) as error:
+        load("\n".join([*levels, "train: x", "names: [*a11]", ""]))
+    assert len(str(error.value)) < 2000
+
+
+def test_a_yaml_that_cannot_be_read(tmp_path: Path) -> None:
+    file = tmp_path / "data.yaml"
+    file.write_bytes("names: [Gr\xfcn]\n".encode("latin-1"))
+    with pytest.raises(DataError, match="data.yaml: not text in UTF-8: save it as UTF-8"):
+        load_data_config(file)
+    file.write_text("names:\n\t- a\n")
+    with pytest.raises(DataError, match="data.yaml:2: not valid yaml: a tab; indent with spaces"):
+        load_data_config(file)
+    for path in ("~nobody-of-this-name/x.yaml", "x" * 300, "a\0b"):
+        with pytest.raises(DataError, match="no such yaml file"):
+            load_data_config(path)
+    file.write_text(f"train: {'x' * 300}\npath: ~nobody-of-this-name\nnames: [a]\n")
+    with pytest.raises(DataError, match="no such file or folder"):
+        load_data_config(file).split("train")
 
 
 def test_a_wrong_path_names_what_was_tried_and_the_nearest(load: Callable, tmp_path: Path) -> None:

@@ -157,7 +157,8 @@ def test_the_arrays_by_hand(toy: Path) -> None:
     assert index.areas.tolist() == [8, 32, 16] and index.crowd.tolist() == [False] * 3
     kinds = {key: getattr(index, key).dtype for key in ARRAYS}
     assert kinds == dict(zip(ARRAYS, ("u1", "i8", "i4", "f4", "i4", "?", "f4", "i8"), strict=True))
-    assert len(index) == 3 and index.backgrounds == 1 and len(faults) == 1
+    assert len(index) == 3 and index.backgrounds == 1
+    assert [fault.kind for fault in faults] == ["split-backgrounds", "label-class-range"]
     assert [index.path(i) for i in range(3)] == [str(toy / name) for name in names]
     assert index.labels(1)[0].shape == (0,) and index.labels(1)[1].shape == (0, 4)
 
@@ -201,7 +202,7 @@ def builds(toy: Path, monkeypatch: pytest.MonkeyPatch, **options: bool) -> tuple
     with monkeypatch.context() as patch:
         patch.setattr(data.index, "iter_split", lambda *args: calls.append(1) or real(*args))
         index, faults = build_index(load_data_config(toy / "data.yaml", **options), "train")
-    assert len(faults) == 1 and faults[0].where == "line 3"
+    assert [(fault.kind, fault.where) for fault in faults if fault.stops] == [("label-class-range", "line 3")]
     return index.digest, len(calls)
 
 
@@ -212,6 +213,31 @@ def test_the_cache_gives_the_same_and_is_ours(toy: Path, monkeypatch: pytest.Mon
     assert builds(toy, monkeypatch) == (digest, 0)
     assert before == {path: path.stat().st_mtime_ns for path in toy.rglob("*")}
     assert build_index(load_data_config(toy / "data.yaml"), "train", cache=False)[0].digest == digest
+
+
+def test_the_cache_keeps_faults_whole(toy: Path) -> None:
+    config = load_data_config(toy / "data.yaml")
+    _, faults = build_index(config, "train")
+    assert build_index(config, "train")[1] == faults == build_index(config, "train", cache=False)[1]
+
+
+@pytest.mark.parametrize("stray", ["images/odd.heic", "labels/alone.txt"])
+def test_a_fault_that_is_mended_is_gone(toy: Path, stray: str) -> None:
+    """What is read of no image is looked at too: a cached fault would stop a run for ever."""
+    config = load_data_config(toy / "data.yaml")
+    path = toy / stray
+    path.write_text("0 .5 .5 1 1")
+    assert str(path) in {fault.file for fault in build_index(config, "train")[1]}
+    path.unlink()
+    assert str(path) not in {fault.file for fault in build_index(config, "train")[1]}
+
+
+def test_a_share_of_missing_labels_is_part_of_the_index(toy: Path) -> None:
+    yaml = (toy / "data.yaml").read_text()
+    for allowed, stops in (("0.2", True), ("0.4", False)):
+        (toy / "data.yaml").write_text(f"{yaml}max_missing_labels: {allowed}\n")
+        faults = build_index(load_data_config(toy / "data.yaml"), "train")[1]
+        assert [fault.stops for fault in faults if fault.kind.startswith("split-")] == [stops]
 
 
 def touch_label(toy: Path) -> None:

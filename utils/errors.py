@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 
 EXIT_DONE, EXIT_USAGE, EXIT_DIVERGED, EXIT_STOPPED = 0, 2, 3, 75
@@ -36,6 +37,11 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the choice spelled nearest to `word`, or an empty string."""
     near = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters, and halves of characters, as escapes: fit for any terminal and file."""
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in text)
 
 
 def run_cli(main: Callable[[], None]) -> None:

@@ -109,6 +109,13 @@ class TrainOptions(_Options):
         bare="ram",
         choices=("auto", "ram", "disk", "off"),
     )
+    skip_bad: bool = _flag(False, "go on without what is faulty in the data", "data and model")
+    check: str = _flag(
+        "headers",
+        "how well images are looked at before the start: their headers, or in full, decoding each",
+        "data and model",
+        choices=("headers", "full"),
+    )
     download: bool = _flag(False, "fetch the data set that the data yaml names, where it is missing", "data and model")
 
     epochs: int = _flag(40, "epochs to train", "training", low=1, high=1_000_000)
@@ -249,6 +256,13 @@ class ValOptions(_Options):
         shown="that of the training",
     )
     single_cls: bool = _flag(False, "take all classes as one", "data and model")
+    skip_bad: bool = _flag(False, "go on without what is faulty in the data", "data and model")
+    check: str = _flag(
+        "headers",
+        "how well images are looked at before the start: their headers, or in full, decoding each",
+        "data and model",
+        choices=("headers", "full"),
+    )
     download: bool = _flag(False, "fetch the data set that the data yaml names, where it is missing", "data and model")
 
     batch_size: int = _flag(16, "images a batch", "evaluation", "--batch", low=1, high=65536)

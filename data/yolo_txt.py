@@ -1,0 +1,215 @@
+"""YOLO label files: a txt file an image, a row an object, in shares of the image."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data.config import DataConfig, Source
+from data.faults import DataError, Fault
+from data.images import IMAGE_SUFFIXES
+from data.labels import BadLabels, Entry, Objects, Say, read_label, read_lines, relative_name, shorten, walk
+
+SNAP = 256  # steps a pixel that rounded shares are put back on: exact for 6 decimals up to 2,600 px
+PIXELS = 2.0  # a share of more is none
+NOTES = ("classes.txt",)  # what labelling tools leave beside the labels
+
+
+class _RowFault(Exception):
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def label_paths(image: str) -> list[str]:
+    """Where the labels of an image may be: `labels` for the last `images` in its path, else beside it."""
+    stem = os.path.splitext(image)[0]
+    parts = stem.split(os.sep)
+    beside = f"{stem}.txt"
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i] == "images":
+            return [os.sep.join([*parts[:i], "labels", *parts[i + 1 :]]) + ".txt", beside]
+    return [beside]
+
+
+def label_folder(images: Path) -> Path:
+    """Where the labels of a folder of images are, or would be."""
+    return Path(label_paths(str(images / "image.jpg"))[0]).parent
+
+
+def labels_in(folder: Path) -> Iterator[str]:
+    """Yield the files of a folder that may be labels."""
+    if folder.is_dir():
+        yield from (path for path in walk(folder, (".txt",)) if os.path.basename(path) not in NOTES)
+
+
+def scan_yolo(source: Source, config: DataConfig) -> tuple[list[Entry], list[Fault]]:
+    """The images of a source and where their labels are. Raises `DataError`."""
+    images, faults = yolo_images(source, config.root)
+    read = partial(read_yolo, config=config)
+    entries = []
+    for image in images:
+        labels = label_paths(image)
+        # A folder or a broken link of that name is a fault, which the reader names.
+        label = next(filter(os.path.isfile, labels), None) or next(filter(os.path.lexists, labels), None)
+        name = relative_name(image, config.root)
+        entries.append(Entry(name, image, label or labels[0], "line", read, label is not None))
+    if source.images.is_dir():
+        faults += _labels_alone(source.images, {entry.label for entry in entries})
+    return entries, faults
+
+
+def yolo_images(source: Source, root: Path) -> tuple[list[str], list[Fault]]:
+    """The images of a folder, or those that a txt file lists."""
+    if source.images.is_dir():
+        return list(walk(source.images, IMAGE_SUFFIXES)), []
+    if source.images.suffix.lower() != ".txt":
+        hint = "; a COCO json is given as {images: FOLDER, annotations: FILE.json}" * (source.images.suffix == ".json")
+        text = f"neither a folder of images nor a txt list of them{hint}"
+        raise DataError(Fault.of("yaml-split-path", str(source.images), "", text))
+    images, faults = [], []
+    for number, line in enumerate(read_lines(source.images), 1):
+        if not line:
+            continue
+        bases = [source.images.parent, root] if line.startswith("./") else [root, source.images.parent, Path.cwd()]
+        tried = [os.path.abspath(base / line) for base in bases]
+        found = next((path for path in tried if os.path.isfile(path)), None)
+        if found is None:
+            places = shorten(", ".join(dict.fromkeys(tried)), 400)
+            text = f"no such image: {shorten(line, 200)} (tried {places}): put it there, or take the line out"
+            faults.append(Fault.of("list-image-missing", str(source.images), f"line {number}", text))
+        else:
+            images.append(found)
+    return images, faults
+
+
+def _labels_alone(images: Path, used: set[str]) -> list[Fault]:
+    """Label files of a folder that no image has."""
+    folder = label_folder(images)
+    faults = [_label_alone(path) for path in labels_in(folder) if path not in used and os.path.isfile(path)]
+    # Beside images, notes are nothing to speak of.
+    return [fault for fault in faults if fault.stops] if folder == images else faults
+
+
+def _label_alone(path: str) -> Fault:
+    """Does the first row look like a label? If not, it is somebody's notes."""
+    try:
+        with open(path, "rb") as file:
+            row = file.read(4096).lstrip(b"\xef\xbb\xbf").split(b"\n")[0].split()
+        [float(field) for field in row]
+    except (OSError, ValueError):
+        row = []
+    if len(row) < 5:
+        text = "no image has this name, and it holds no labels: not read"
+        return Fault.of("label-not-labels", path, "", text)
+    hint = "write its suffix as .txt" if not path.endswith(".txt") else "put the image there, or take the labels out"
+    return Fault.of("label-no-image", path, "", f"no image has the name of these labels: {hint}")
+
+
+def read_yolo(label: str, width: int, height: int, say: Say, *, config: DataConfig) -> Objects:
+    """Rows of `class x_centre y_centre width height`, or `class x1 y1 x2 y2 x3 y3 …`, in shares of the image."""
+    rows: list[tuple[float, ...]] = []
+    numbers: list[int] = []
+    for number, line in enumerate(_lines(label), 1):
+        if not line or line.isspace():
+            continue
+        try:
+            rows.append(_row(line, config, width, height))
+            numbers.append(number)
+        except _RowFault as fault:
+            say(fault.kind, f"line {number}", str(fault))
+    table = np.array(rows, np.float64).reshape(-1, 5)
+    pixels = np.rint(table[:, 1:] * np.array([width, height, width, height], np.float64) * SNAP) / SNAP
+    count = len(rows)
+    return Objects(pixels, table[:, 0].astype(int), np.zeros(count, bool), np.full(count, np.nan), numbers)
+
+
+def _lines(label: str) -> list[str]:
+    data = read_label(label)
+    if data is None:
+        return []  # an image of nothing
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        what = "text in UTF-16: save it as UTF-8" if wide else "not text in UTF-8: put back the labels"
+        raise BadLabels("label-not-utf8", label, "", what) from None
+    if "\0" in text:
+        raise BadLabels("label-binary", label, "", "holds binary data: put back the labels")
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _row(line: str, config: DataConfig, width: int, height: int) -> tuple[float, ...]:
+    """A row as (class, x1, y1, x2, y2), in shares of the image."""
+    fields = line.split()
+    try:
+        label, *values = map(float, fields)
+    except ValueError:
+        raise _not_numbers(line, fields, config) from None
+    if "_" in line or not "".join(fields).isascii():  # Python would read 1_0 and １０ as 10
+        raise _not_numbers(line, fields, config)
+    _check_class(label, shorten(fields[0], 20), len(config.label_names))
+    box = len(values) == 4 or (config.keypoints > 0 and len(values) == 4 + config.keypoints)
+    if not box and (len(values) < 6 or len(values) % 2):
+        raise _RowFault("label-columns", _columns(len(fields)))
+    values = values[:4] if box else values
+    if not all(map(math.isfinite, values)):
+        text = f"not finite: '{shorten(line.strip())}': correct it, or take it out"
+        raise _RowFault("label-not-finite", text)
+    if max(map(abs, values)) > PIXELS:
+        how = f"divide x and width by {width}, y and height by {height}"
+        raise _RowFault("label-pixels", f"'{shorten(line.strip())}' looks like pixels, not shares of the image: {how}")
+    if not box:
+        x, y = values[0::2], values[1::2]
+        return label, min(x), min(y), max(x), max(y)
+    x, y, wide, high = values
+    if wide < 0 or high < 0:
+        what = f"the {'width' if wide < 0 else 'height'} {min(wide, high):g} is below zero"
+        raise _RowFault("label-negative", f"{what}: a row is class x_centre y_centre width height")
+    return label, x - wide / 2, y - high / 2, x + wide / 2, y + high / 2
+
+
+def _check_class(label: float, text: str, names: int) -> None:
+    if not label.is_integer():  # nor are NaN and Inf
+        raise _RowFault("label-class-fraction", f"class {text} is not a whole number: a row begins with its class")
+    if label < 0:
+        raise _RowFault("label-class-negative", f"class {text} is below zero: classes count from 0")
+    if label >= names:
+        what = f"class {text} is out of range (names has {names}: 0 to {names - 1})"
+        raise _RowFault("label-class-range", f"{what}: add its name to the data yaml, or correct the row")
+
+
+def _columns(count: int) -> str:
+    what = f"{count} number{'s' * (count != 1)}; a row is a class and a box (5 numbers), or at least 3 points (7, 9, …)"
+    hints = {4: "put the class before them", 6: "take out the last one, which may be a score"}
+    return f"{what}: {hints.get(count, 'correct it, or take it out')}"
+
+
+def _not_numbers(line: str, fields: Sequence[str], config: DataConfig) -> _RowFault:
+    """Say which slip it is that makes a row other than numbers."""
+    shown = f"'{shorten(line.strip())}'"
+    if "," in line:
+        if _are_numbers(field.replace(",", ".") for field in fields):
+            return _RowFault("label-comma", f"a comma for the decimal point ({shown}): write 0.5 for 0,5")
+        if _are_numbers(re.split(r"[,\s]+", line.strip(" ,\t\r"))):
+            return _RowFault("label-comma", f"commas between the numbers ({shown}): put spaces there")
+    for number, name in enumerate(config.label_names):
+        if fields[: len(name.split())] == name.split() and _are_numbers(fields[len(name.split()) :]):
+            return _RowFault("label-class-name", f"the class's name, '{name}', for its number: write {number}")
+    return _RowFault("label-text", f"not numbers: {shown}: a row is class x_centre y_centre width height")
+
+
+def _are_numbers(fields: Iterable[str]) -> bool:
+    return all(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", field, re.ASCII) for field in fields)
+
+
+def classes_beyond(faults: Iterable[Fault]) -> Counter[int]:
+    """How many rows have each class that `names` doesn't have."""
+    return Counter(int(float(fault.text.split()[1])) for fault in faults if fault.kind == "label-class-range")
