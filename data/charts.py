@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-WIDTH, HEIGHT = 360, 210  # of a chart's own units: about pixels as it is shown
+WIDTH, HEIGHT = 290, 200  # of a chart's own units: about pixels as it is shown
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 10, 36  # margins around the plot
 LEVELS = 8  # shades of a map
 
@@ -21,8 +21,8 @@ def histogram(
 ) -> str:
     """Outlines of the shares of values in bins, one for each of `series` (name, values).
 
-    edges: [K + 1], evenly spaced; values beyond are counted in the outer bins. ticks, marks: (place, text), the marks
-    with a line through the plot. label: what the values are.
+    edges: [K + 1], evenly spaced; values beyond are counted in the outer bins. ticks, marks: (place, text); marks have
+    a line through the plot, with the text of the first to its left, of others to their right. label: what the values are.
     """
     shares = [_shares(values, edges) for _, values in series]
     top = _round_up(max((float(share.max()) for share in shares), default=0.0))
@@ -42,9 +42,9 @@ def histogram(
             points += [f"{x(float(edges[k])):.1f},{y(value):.1f}", f"{x(float(edges[k + 1])):.1f},{y(value):.1f}"]
         points.append(f"{x(high):.1f},{y(0):.1f}")
         parts.append(f'<polygon class="area s{i}" points="{" ".join(points)}"/>')
-    for value, text in marks:
+    for i, (value, text) in enumerate(marks):
         parts.append(f'<line class="mark" x1="{x(value):.1f}" y1="{TOP}" x2="{x(value):.1f}" y2="{TOP + plot_h}"/>')
-        parts.append(_text(x(value) + 3, TOP + 9, text, "start"))
+        parts.append(_text(x(value) + 3, TOP + 9, text, "start") if i else _text(x(value) - 3, TOP + 9, text, "end"))
     return _svg(parts, label)
 
 
@@ -79,13 +79,15 @@ def _ticks(ticks: Sequence[tuple[float, str]], x) -> str:
     )
 
 
-def heat_map(grid: np.ndarray, x_label: str, y_label: str, ends: tuple[str, str] = ("0 %", "100 %")) -> str:
-    """A square map of counts `[rows, columns]`, the first row on top; darker where there is more, by the square root.
+def heat_map(grid: np.ndarray, x_label: str, y_label: str, up: bool = False) -> str:
+    """A square map of counts `[rows, columns]` over shares of an image; stronger where there is more (square root).
 
-    ends: what stands at the two ends of the x axis, and of the y axis from the top.
+    up: the first row is at the bottom, as in a plot, not on top, as in an image.
     """
+    grid = grid[::-1] if up else grid
+    first, last = ("100%", "0%") if up else ("0%", "100%")
     rows, columns = grid.shape
-    size, left, top = 200, LEFT, TOP
+    size, left, top = 210, LEFT, TOP
     strength = np.ceil(LEVELS * np.sqrt(grid / max(float(grid.max()), 1.0))).astype(int)
     parts = [f'<rect class="ground" x="{left}" y="{top}" width="{size}" height="{size}"/>']
     parts.append(f'<g transform="translate({left} {top}) scale({size / columns:g} {size / rows:g})">')
@@ -96,11 +98,11 @@ def heat_map(grid: np.ndarray, x_label: str, y_label: str, ends: tuple[str, str]
     parts.append("</g>")
     bottom = top + size
     parts += [
-        _text(left, bottom + 14, ends[0], "start"),
-        _text(left + size, bottom + 14, ends[1], "end"),
+        _text(left, bottom + 14, "0%", "start"),
+        _text(left + size, bottom + 14, "100%", "end"),
         _text(left + size / 2, bottom + 14, x_label, "middle"),
-        _text(left - 5, top + 9, ends[0], "end"),
-        _text(left - 5, bottom, ends[1], "end"),
+        _text(left - 5, top + 9, first, "end"),
+        _text(left - 5, bottom, last, "end"),
         f'<text class="label" text-anchor="middle" transform="translate({left - 10} {top + size / 2}) rotate(-90)">'
         f"{escape(y_label)}</text>",
     ]
@@ -108,16 +110,17 @@ def heat_map(grid: np.ndarray, x_label: str, y_label: str, ends: tuple[str, str]
 
 
 def bars(rows: Sequence[tuple[str, Sequence[int]]], label: str) -> str:
-    """Lying bars: (name, a count for each series), each series against its own whole."""
+    """Lying bars: (name, a count for each series), as shares of each series' whole, the longest as long as fits."""
     series = len(rows[0][1]) if rows else 0
     totals = [max(sum(counts[i] for _, counts in rows), 1) for i in range(series)]
+    most = max((counts[i] / totals[i] for _, counts in rows for i in range(series)), default=1.0)
     thick, gap = 12, 10
-    left, plot_w = 92, WIDTH - 92 - 64
+    left, plot_w = 78, WIDTH - 78 - 50
     y, parts = TOP, []
     for name, counts in rows:
         parts.append(_text(left - 6, y + (thick * series) / 2 + 4, name, "end"))
         for i, count in enumerate(counts):
-            width = plot_w * count / totals[i]
+            width = plot_w * count / totals[i] / most
             parts.append(f'<rect class="bar s{i}" x="{left}" y="{y}" width="{width:.1f}" height="{thick - 2}"/>')
             parts.append(_text(left + width + 5, y + 9, f"{count:,}", "start"))
             y += thick

@@ -25,9 +25,10 @@ from data.findings import (
     find_leaks,
     find_suspects,
     find_twins,
+    short_path,
     visible,
 )
-from data.index import build_index
+from data.index import Index, build_index
 from data.report import build_page
 from data.similar import Looks, look_at
 from utils.atomic import cannot_write, replace_file
@@ -58,7 +59,7 @@ def examine(config: DataConfig, full: bool = False) -> Findings:
             part = _examine_split(config, name, full)
         except UserError as error:
             failed.append(error)
-            faults.append((name, Fault(str(config.file), name, _without(str(error), config, name), "split", True)))
+            faults.append((name, _split_fault(str(error), config, name)))
             continue
         seen[sources] = name
         parts.append(part)
@@ -77,7 +78,7 @@ def _examine_split(config: DataConfig, name: str, full: bool) -> Part:
     return Part(name, index, faults, looks, find_suspects(index))
 
 
-def _pixel_faults(index, looks: Looks, full: bool) -> list[Fault]:
+def _pixel_faults(index: Index, looks: Looks, full: bool) -> list[Fault]:
     """Images whose header can be read but not their pixels."""
     found = images.decode_faults([index.path(i) for i in range(len(index))], True) if full else []
     known = {fault.file for fault in found}
@@ -88,9 +89,14 @@ def _pixel_faults(index, looks: Looks, full: bool) -> list[Fault]:
     return found
 
 
-def _without(message: str, config: DataConfig, split: str) -> str:
-    """An error's words without the file and the split that a fault names anyway."""
-    return message.removeprefix(f"{config.file}: ").removeprefix(f"{split}: ")
+def _split_fault(message: str, config: DataConfig, split: str) -> Fault:
+    """What keeps a split from being read: a training stops for want of all but `test`."""
+    file = str(config.file)
+    place, _, text = message.removeprefix(f"{file}:").partition(f"{split}: ")
+    if not message.startswith(f"{file}:") or place.strip(": ").strip("0123456789"):
+        return Fault(file, split, message, "split", split != "test")
+    line = place.strip(": ")
+    return Fault(file, f"line {line}" if line else split, text, "split", split != "test")
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -99,9 +105,9 @@ def _without(message: str, config: DataConfig, split: str) -> str:
 def summary(findings: Findings) -> str:
     """The report as text."""
     config = findings.config
-    head = f"{visible(str(config.file))}: {_many(config.nc, 'class', 'classes')}; paths below are relative to "
+    head = f"{short_path(config.file)}: {_many(config.nc, 'class', 'classes')}; paths below are relative to "
     blocks = [
-        [head + visible(str(config.root)), *findings.notes],
+        [head + short_path(config.root), *findings.notes],
         _split_lines(findings),
         _class_lines(findings),
         _fault_lines(findings),
@@ -140,7 +146,8 @@ def _class_lines(findings: Findings) -> list[str]:
     order = np.argsort(-counts.sum(0), kind="stable")[:CLASSES] if len(names) > CLASSES else range(len(names))
     for i in order:
         cells = "".join(f"{n:>11,}{share:>7.1%} " for n, share in zip(counts[:, i], shares[:, i], strict=True))
-        lines.append(f"{names[i][: width - 2]:<{width}}{cells}".rstrip())
+        name = names[i] if len(names[i]) < width else f"{names[i][: width - 3]}…"
+        lines.append(f"{name:<{width}}{cells}".rstrip())
     if len(names) > CLASSES:
         lines.append(f"and {len(names) - CLASSES} rarer classes")
     extremes = findings.imbalance()
@@ -198,8 +205,8 @@ def _twin_lines(findings: Findings) -> list[str]:
             first, second = pairs.first.name, pairs.second.name
             same = int(pairs.same_file.sum())
             own = f", {same:,} of them the very same file" if same else ""
-            lines.append(f"  {len(pairs):,} of {len(pairs.second.index):,} images of {second} look like one of {first}"
-                         f"{own}; such as {_pair(pairs)}")  # fmt: skip
+            lines.append(f"  {len(pairs):,} of the {len(pairs.second.index):,} images of {second} are, or look like, "
+                         f"one of {first}{own}; such as {_pair(pairs)}")  # fmt: skip
     for pairs in findings.twins:
         if len(pairs):
             lines.append(f"  {_many(len(pairs), 'pair')} within {pairs.first.name}; such as {_pair(pairs)}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from data.config import DataConfig
+from data.config import DataConfig, Source
 from data.faults import Fault
+from data.images import IMAGE_SUFFIXES
 from data.index import Index
 from data.similar import Looks, nearest
 
@@ -19,7 +23,7 @@ SAME_PLACE = 0.95  # IoU
 SUSPICIONS = {
     "doubled": f"Two boxes of one class in the same place (IoU above {SAME_PLACE}): one object labelled twice?",
     "two classes": f"Two boxes of different classes in the same place (IoU above {SAME_PLACE}): which one is it?",
-    "tiny": f"A side below {TINY:g} px once the image's long side is at most {TRAINED_AT} px: nothing left to learn from.",
+    "tiny": f"A side below {TINY:g} px once the image's long side is at most {TRAINED_AT} px: nothing to learn from.",
     "huge": f"More than {HUGE:.0%} of the image: a label of the whole picture?",
     "thin": f"More than {THIN:g} times as long as wide: a slip of the mouse?",
 }
@@ -97,7 +101,7 @@ class Findings:
         return {words: classes for words, classes in found.items() if classes}
 
     def imbalance(self) -> tuple[int, int, float] | None:
-        """(commonest class, rarest class, how many times as many objects) of the first part; None for fewer than two."""
+        """(commonest class, rarest class, times as many objects) of the first part; None for fewer than two classes."""
         counts = self.class_counts[0] if self.parts else np.zeros(0, np.int64)
         present = np.flatnonzero(counts)
         if len(present) < 2:
@@ -197,8 +201,13 @@ def _pairs(first: Part, second: Part, images: np.ndarray, bits: np.ndarray) -> P
     return Pairs(first, second, images[order], bits[order], np.array(same, bool)[order])
 
 
+def short_path(path: Path) -> str:
+    """A path as it can be shown, from the working directory where it lies below that."""
+    return visible(str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path))
+
+
 def visible(text: str) -> str:
-    """A text as it can be shown anywhere: what is no UTF-8, or no character to be seen, is written as `\\n`, `\\xff`."""
+    """A text as it can be shown anywhere: no UTF-8, or no character to be seen, is written as `\\n`, `\\xff`."""
 
     def shown(character: str) -> str:
         if character.isprintable():
@@ -207,3 +216,28 @@ def visible(text: str) -> str:
         return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else character.encode("unicode_escape").decode()
 
     return text if text.isprintable() else "".join(map(shown, text))
+
+
+def image_of_fault(fault: Fault, sources: Iterable[Source]) -> str:
+    """The path of the image that a fault is in; an empty text where there is none, or none can be told."""
+    stem, suffix = os.path.splitext(fault.file)
+    if suffix.lower() in IMAGE_SUFFIXES:
+        return fault.file
+    for source in sources:
+        if source.annotations is None:
+            parts = stem.split(os.sep)
+            last = max((i for i, part in enumerate(parts[:-1]) if part == "labels"), default=None)
+            stems = [stem] if last is None else [os.sep.join([*parts[:last], "images", *parts[last + 1 :]]), stem]
+        elif source.annotations.is_dir():
+            stems = [str(source.images / os.path.relpath(stem, source.annotations))]
+        elif str(source.annotations) == fault.file:
+            name = fault.where.partition(": annotation")[0]
+            stems = [os.path.splitext(os.path.join(source.images, name))[0]] if name.strip() else []
+        else:
+            stems = []
+        for one in stems:
+            found = [one + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper())]
+            path = next(filter(os.path.isfile, found), None)
+            if path is not None:
+                return os.path.abspath(path)
+    return ""

@@ -2,60 +2,60 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
-from pathlib import Path
 
 import numpy as np
 
-from data.charts import bars, heat_map, histogram
-from data.config import Source
+from data.distributions import distributions, key
 from data.faults import Fault
-from data.findings import SUSPICIONS, Findings, Pairs, Part, faults_by_kind, visible
-from data.images import IMAGE_SUFFIXES
+from data.findings import SUSPICIONS, Findings, Pairs, Part, faults_by_kind, image_of_fault, short_path, visible
 from data.style import STYLE
-from data.thumbnails import Picture, around, data_uris
+from data.thumbnails import PALETTE, Picture, around, data_uris
 
-SAMPLES = 8  # labelled images that are shown of each split
+SAMPLES = {"train": 8}  # labelled images that are shown of a split, of the others half as many
 FAULT_PICTURES = 24  # of each kind, and FAULT_LINES without a picture after them
 FAULT_LINES = 200
 SUSPECTS = 16  # of each kind and split
 PAIRS = 24  # of each two splits
 KINDS = 12  # kinds of faults that get pictures
 CLASS_ROWS = 1500
-CELLS = 32  # of a map, each way
 
 
 def build_page(findings: Findings) -> str:
     """The whole page, HTML. All texts from names and files are escaped; what is no character is written out."""
     sections = [
         ("classes", "Classes", _classes(findings)),
+        ("samples", "Samples", _samples(findings)),
         ("faults", "Faults", _faults(findings)),
         ("leaks", "Look-alikes across splits", _all_pairs(findings, findings.leaks)),
         ("twins", "Look-alikes within a split", _all_pairs(findings, findings.twins)),
         ("suspects", "Suspicious boxes", _suspects(findings)),
-        ("boxes", "Boxes and images", _charts(findings)),
-        ("samples", "Samples", _samples(findings)),
+        ("boxes", "Boxes and images", distributions(findings.parts)),
     ]
     name = _e(findings.config.file.stem)
     body = "".join(
-        f'<section id="{key}"><h2>{title}</h2>{content}</section>\n' for key, title, content in sections if content
+        f'<section id="{anchor}"><h2>{title}</h2>{content}</section>\n' for anchor, title, content in sections
     )
+    links = " ".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in sections)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
         f"<title>{name}: data check</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<header><h1>{name}</h1>{_head(findings)}</header>\n<main>\n{body}</main>\n</body>\n</html>\n"
+        f"<header><h1>{name}</h1>{_head(findings)}<nav>{links}</nav></header>\n<main>\n{body}</main>\n</body>\n</html>\n"
     )
 
 
 def _e(text: object) -> str:
     return escape(visible(str(text)), quote=True)
+
+
+def _short(name: str, most: int = 24) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _n(count: int) -> str:
@@ -77,7 +77,7 @@ def _head(findings: Findings) -> str:
     config = findings.config
     notes = "".join(f'<p class="note">{_e(note)}</p>' for note in findings.notes)
     return (
-        f'<p class="path">{_e(config.file)}<br>images and labels under {_e(config.root)}</p>{notes}'
+        f'<p class="path">{_e(short_path(config.file))}<br>paths below are relative to {_e(short_path(config.root))}</p>{notes}'
         f'<div class="tiles">{"".join(_tiles(findings))}</div>{_split_table(findings)}'
     )
 
@@ -90,9 +90,11 @@ def _tiles(findings: Findings) -> Iterator[str]:
     missing = len({number for classes in findings.missing().values() for number in classes})
     extremes = findings.imbalance()
     count = len(findings.faults)
-    yield _tile("faults", count, "fault", "bad" if stops else "warn" if count else "good",
-                f"{stops:,} would stop a training" if stops else "none would stop a training" if count else "")  # fmt: skip
-    yield _tile("leaks", leaks, "look-alike across splits", "bad" if leaks else "good", more="look-alikes across splits")
+    extra = f"{_n(stops) if stops else 'none'} would stop a training" if count else ""
+    yield _tile("faults", count, "fault", "bad" if stops else "warn" if count else "good", extra)
+    yield _tile(
+        "leaks", leaks, "look-alike across splits", "bad" if leaks else "good", more="look-alikes across splits"
+    )
     yield _tile("twins", twins, "look-alike pair within a split", "warn" if twins else "good",
                 more="look-alike pairs within a split")  # fmt: skip
     yield _tile("suspects", suspects, "suspicious box", "warn" if suspects else "good", more="suspicious boxes")
@@ -100,7 +102,7 @@ def _tiles(findings: Findings) -> Iterator[str]:
         yield _tile("classes", missing, "class is missing somewhere", "warn", more="classes are missing somewhere")
     if extremes:
         most, least, times = extremes
-        names = [_e(findings.config.names[i]) for i in (most, least)]
+        names = [_e(_short(findings.config.names[i])) for i in (most, least)]
         shown = f"{times:,.0f}" if times >= 10 else f"{times:.1f}"
         yield (
             f'<a class="tile" href="#classes"><b>{shown} : 1</b> in {findings.parts[0].name}, '
@@ -129,11 +131,11 @@ def _split_table(findings: Findings) -> str:
             faults,
         )
         rows.append(
-            f'<tr><th><span class="key s{i}"></span>{part.name}</th>'
+            f"<tr><th>{key(i)}{part.name}</th>"
             + "".join(f"<td>{_n(cell) if isinstance(cell, int) else cell}</td>" for cell in cells)
             + "</tr>"
         )
-    heads = ("split", "images", "objects", "without object", "objects an image", "median", "most", "faults")
+    heads = ("split", "images", "objects", "no object", "objects/image", "median", "most", "faults")
     head = "".join(f"<th>{text}</th>" for text in heads)
     return f'<div class="scroll"><table class="splits"><tr>{head}</tr>{"".join(rows)}</table></div>'
 
@@ -149,17 +151,18 @@ def _classes(findings: Findings) -> str:
         np.bincount(np.unique(np.stack([part.image_of, part.index.classes], 1), axis=0)[:, 1], minlength=len(names))
         for part in parts
     ]
-    heads = "".join(f'<th colspan="3"><span class="key s{i}"></span>{part.name}</th>' for i, part in enumerate(parts))
-    units = '<th class="wide">objects</th><th>share</th><th>images</th>' * len(parts)
+    heads = "".join(f'<th colspan="4" class="group">{key(i)}{part.name}</th>' for i, part in enumerate(parts))
+    units = '<th class="bar"></th><th>objects</th><th>share</th><th>images</th>' * len(parts)
     rows = []
     for c, name in enumerate(names[:CLASS_ROWS]):
         cells = []
         for p in range(len(parts)):
             share = counts[p, c] / totals[p]
             tone = "" if counts[p, c] else ' class="none"'
+            bar = f'<div class="s{p}" style="width:{share / most[p]:.1%}"></div>' if counts[p, c] else ""
             cells.append(
-                f'<td{tone}><span class="meter"><span class="s{p}" style="width:{share / most[p]:.1%}"></span></span>'
-                f"{_n(counts[p, c])}</td><td>{share:.1%}</td><td>{_n(images[p][c])}</td>"
+                f'<td class="bar"><div class="meter">{bar}</div></td>'
+                f"<td{tone}>{_n(counts[p, c])}</td><td>{share:.1%}</td><td>{_n(images[p][c])}</td>"
             )
         rows.append(f'<tr><td>{c}</td><th class="name">{_e(name)}</th>{"".join(cells)}</tr>')
     missing = "".join(
@@ -167,8 +170,10 @@ def _classes(findings: Findings) -> str:
         f"{', '.join(_e(names[i]) for i in numbers[:50])}{_more_words(len(numbers) - 50)}</p>"
         for words, numbers in findings.missing().items()
     )
-    table = f'<table class="classes"><tr><th></th><th></th>{heads}</tr><tr><th></th><th>class</th>{units}</tr>'
-    body = f'{table}{"".join(rows)}</table>'
+    table = (
+        f'<table class="classes"><tr><th></th><th></th>{heads}</tr><tr><th></th><th class="name">class</th>{units}</tr>'
+    )
+    body = f"{table}{''.join(rows)}</table>"
     tall = " tall" if len(names) > 30 else ""
     return f'{missing}<div class="scroll{tall}">{body}</div>{_more(len(names) - CLASS_ROWS, "classes")}'
 
@@ -183,78 +188,54 @@ def _more_words(count: int) -> str:
 def _faults(findings: Findings) -> str:
     if not findings.faults:
         return '<p class="fine">None.</p>'
-    sources = {name: split.sources for name, split in findings.config.splits.items()}
-    numbers = {part.name: _numbers(part) for part in findings.parts}
+    numbers = {part.name: {part.index.path(i): i for i in range(len(part.index))} for part in findings.parts}
     blocks = []
     for k, (kind, members) in enumerate(faults_by_kind(findings.faults).items()):
         shown = members[:FAULT_PICTURES] if k < KINDS else []
-        uris = data_uris([_fault_picture(findings, numbers, sources, split, fault) for split, fault in shown])
-        rows = [_fault_row(findings, *one, uri) for one, uri in zip(shown, uris, strict=True)]
         rest = members[len(shown) : len(shown) + FAULT_LINES]
-        lines = "".join(_fault_row(findings, *one) for one in rest)
+        lines = "".join(f'<div class="fault">{_fault_words(findings, *one)}</div>' for one in rest)
         if lines:
-            lines = f"<details><summary>{_plural(len(rest), 'more line', 'more lines')}</summary>{lines}</details>"
-        stops = sum(fault.stops for _, fault in members)
+            lines = f"<details><summary>{_plural(len(rest), 'more line')}</summary>{lines}</details>"
+        stops = any(fault.stops for _, fault in members)
         badge = '<span class="badge bad">stops a training</span>' if stops else ""
         blocks.append(
             f'<h3>{_e(kind)} <span class="count">{_n(len(members))}</span>{badge}</h3>'
-            f'<div class="faults">{"".join(rows)}</div>{lines}'
+            f'<div class="faults">{_fault_blocks(findings, numbers, shown)}</div>{lines}'
             f"{_more(len(members) - len(shown) - len(rest), 'of these')}"
         )
     return "".join(blocks)
 
 
-def _fault_row(findings: Findings, split: str, fault: Fault, uri: str | None = None) -> str:
+def _fault_blocks(findings: Findings, numbers: dict[str, dict[str, int]], members: Sequence[tuple[str, Fault]]) -> str:
+    """Faults beside the image that they are in; all of one image stand together."""
+    groups: dict[tuple[str, str], list[Fault]] = {}
+    for k, (split, fault) in enumerate(members):
+        sources = findings.config.splits[split].sources
+        groups.setdefault((split, image_of_fault(fault, sources) or f"\0{k}"), []).append(fault)
+    pictures = [_fault_picture(findings, numbers, split, path) for split, path in groups if path[0] != "\0"]
+    images = iter([_image(uri) for uri in data_uris(pictures)])
+    blocks = []
+    for (split, path), faults in groups.items():
+        image = "" if path[0] == "\0" else next(images)
+        words = "".join(f"<p>{_fault_words(findings, split, fault)}</p>" for fault in faults)
+        blocks.append(f'<div class="fault">{image}<div>{words}</div></div>')
+    return "".join(blocks)
+
+
+def _fault_words(findings: Findings, split: str, fault: Fault) -> str:
     file = fault.file.removeprefix(f"{findings.config.root}{os.sep}")
-    where = f" <span class=where>{_e(fault.where)}</span>" if fault.where else ""
-    words = f'<div><code>{_e(file)}</code>{where} <span class="split">{split}</span><br>{_e(fault.text)}</div>'
-    return f'<div class="fault">{"" if uri is None else _image(uri)}{words}</div>'
+    where = f' <span class="where">{_e(fault.where)}</span>' if fault.where else ""
+    return f'<code>{_e(file)}</code>{where} <span class="split">{split}</span><br>{_e(fault.text)}'
 
 
-def _numbers(part: Part) -> dict[str, int]:
-    return {part.index.path(i): i for i in range(len(part.index))}
-
-
-def _fault_picture(
-    findings: Findings,
-    numbers: dict[str, dict[str, int]],
-    sources: dict[str, Sequence[Source]],
-    split: str,
-    fault: Fault,
-) -> Picture:
-    """The image that a fault speaks of, with the boxes that were taken."""
-    path = image_of_fault(fault, sources.get(split, ()))
-    part = next((part for part in findings.parts if part.name == split), None)
+def _fault_picture(findings: Findings, numbers: dict[str, dict[str, int]], split: str, path: str) -> Picture:
+    """An image with the boxes that were taken of it."""
     number = numbers.get(split, {}).get(path)
-    if part is None or number is None:
+    if number is None:
         return Picture(path, side=120)
-    classes, boxes = part.index.labels(number)
+    index = next(part.index for part in findings.parts if part.name == split)
+    classes, boxes = index.labels(number)
     return Picture(path, boxes, classes.tolist(), side=120)
-
-
-def image_of_fault(fault: Fault, sources: Iterable[Source]) -> str:
-    """The path of the image that a fault is in; an empty text where there is none, or none can be told."""
-    stem, suffix = os.path.splitext(fault.file)
-    if suffix.lower() in IMAGE_SUFFIXES:
-        return fault.file
-    for source in sources:
-        if source.annotations is None:
-            parts = stem.split(os.sep)
-            last = max((i for i, part in enumerate(parts[:-1]) if part == "labels"), default=None)
-            stems = [stem] if last is None else [os.sep.join([*parts[:last], "images", *parts[last + 1 :]]), stem]
-        elif source.annotations.is_dir():
-            stems = [str(source.images / os.path.relpath(stem, source.annotations))]
-        elif str(source.annotations) == fault.file:
-            name = fault.where.partition(": annotation")[0]
-            stems = [os.path.splitext(os.path.join(source.images, name))[0]] if name.strip() else []
-        else:
-            stems = []
-        for one in stems:
-            found = [one + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper())]
-            path = next(filter(os.path.isfile, found), None)
-            if path is not None:
-                return os.path.abspath(path)
-    return ""
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -262,7 +243,7 @@ def image_of_fault(fault: Fault, sources: Iterable[Source]) -> str:
 
 def _image(uri: str, alt: str = "") -> str:
     if not uri:
-        return '<div class="no-picture">no picture</div>'
+        return '<div class="no-picture">can’t be read</div>'
     return f'<img src="{uri}" alt="{alt}" loading="lazy">'
 
 
@@ -280,7 +261,11 @@ def _all_pairs(findings: Findings, groups: Sequence[Pairs]) -> str:
         same = int(pairs.same_file.sum())
         note = f'<p class="note">{_n(same)} of them the very same file</p>' if same else ""
         shown = pairs.images[:PAIRS].tolist()
-        pictures = [Picture(part.index.path(i), side=200) for pair in shown for part, i in zip((first, second), pair, strict=True)]
+        pictures = [
+            Picture(part.index.path(i), side=200)
+            for pair in shown
+            for part, i in zip((first, second), pair, strict=True)
+        ]
         uris = data_uris(pictures)
         figures = []
         for k, pair in enumerate(shown):
@@ -346,103 +331,23 @@ def _figure(uri: str, part: Part, image: int, words: str) -> str:
 
 
 def _samples(findings: Findings) -> str:
-    blocks = []
+    """Labelled images from all over each split, and which class has which colour."""
+    names = findings.config.names
+    colours = [f'<span><span class="key" style="background:rgb{colour}"></span>{_e(_short(name))}</span> '
+               for name, colour in zip(names, PALETTE, strict=False)]  # fmt: skip
+    blocks = [f'<p class="legend">{"".join(colours)}</p>' if len(names) <= len(PALETTE) else ""]
     for part in findings.parts:
-        numbers = np.unique(np.linspace(0, len(part.index) - 1, SAMPLES).round().astype(int)).tolist()
-        pictures = []
-        for i in numbers:
-            classes, boxes = part.index.labels(i)
-            pictures.append(Picture(part.index.path(i), boxes, classes.tolist(), side=280))
-        uris = data_uris(pictures)
+        count = SAMPLES.get(part.name, 4)
+        numbers = np.unique(np.linspace(0, len(part.index) - 1, count).round().astype(int)).tolist()
+        labels = [part.index.labels(i) for i in numbers]
+        pictures = [
+            Picture(part.index.path(i), boxes, classes.tolist(), side=280)
+            for i, (classes, boxes) in zip(numbers, labels, strict=True)
+        ]
         figures = []
-        for i, uri in zip(numbers, uris, strict=True):
-            count = Counter(part.index.labels(i)[0].tolist()).most_common(3)
-            words = ", ".join(f"{n} {_e(findings.config.names[c])}" for c, n in count) or "no object"
+        for i, (classes, _), uri in zip(numbers, labels, data_uris(pictures), strict=True):
+            common = Counter(classes.tolist()).most_common(3)
+            words = ", ".join(f"{n} {_e(_short(names[c]))}" for c, n in common) or "no object"
             figures.append(_figure(uri, part, i, words))
         blocks.append(f'<div class="gallery large">{"".join(figures)}</div>')
     return "".join(blocks)
-
-
-# ------------------------------------------------------------------------------------------------ charts
-
-
-def _charts(findings: Findings) -> str:
-    parts = [part for part in findings.parts if len(part.index.boxes)]
-    sides = [part.index.boxes[:, 2:] - part.index.boxes[:, :2] for part in parts]
-    names = [part.name for part in parts]
-    charts = [
-        _chart("Objects an image", _count_chart(findings.parts)),
-        _chart("Size of a box", _size_chart(names, sides)),
-        _chart("Shape of a box", _shape_chart(names, sides)),
-        _chart("Image sizes", _image_sizes(findings.parts)),
-    ]
-    maps = []
-    for i, (part, side) in enumerate(zip(parts, sides, strict=True)):
-        sizes = part.index.sizes[part.image_of]
-        centres = (part.index.boxes[:, :2] + part.index.boxes[:, 2:]) / 2 / sizes
-        key = f'<span class="key s{findings.parts.index(part)}"></span>'
-        maps.append(_chart(f"{key}{part.name}: where boxes are", heat_map(_grid(centres), "centre x", "centre y"), i))
-        shares = side / sizes * (1, -1) + (0, 1)  # small boxes at the bottom left, as in any plot
-        maps.append(_chart(f"{key}{part.name}: how large boxes are", heat_map(_grid(shares), "width", "height", up=True), i))
-    legend = "".join(f'<span class="key s{i}"></span>{part.name} ' for i, part in enumerate(findings.parts))
-    return (
-        f'<p class="legend">{legend}</p><div class="charts">{"".join(charts)}</div>'
-        f'<div class="charts">{"".join(maps)}</div>'
-    )
-
-
-def _chart(title: str, svg: str, _: int = 0) -> str:
-    return f'<figure class="chart"><figcaption>{title}</figcaption>{svg}</figure>'
-
-
-def _grid(places: np.ndarray) -> np.ndarray:
-    """Counts [rows, columns] of points (x, y) in shares."""
-    columns, rows = (places * CELLS).astype(int).clip(0, CELLS - 1).T
-    return np.bincount(rows * CELLS + columns, minlength=CELLS * CELLS).reshape(CELLS, CELLS)
-
-
-def _count_chart(parts: Sequence[Part]) -> str:
-    top = max(int(part.counts.max(initial=0)) for part in parts)
-    step = max(math.ceil((top + 1) / 40), 1)
-    bins = math.ceil((top + 1) / step)
-    edges = np.arange(bins + 1) * step - 0.5
-    each = max(math.ceil(bins / 8), 1) * step
-    ticks = [(value + (step - 1) / 2, f"{value}" if step == 1 else f"{value}-{value + step - 1}") for value in range(0, top + 1, each)]
-    return histogram(edges, [(part.name, part.counts) for part in parts], ticks, "objects; share of the images")
-
-
-def _size_chart(names: Sequence[str], sides: Sequence[np.ndarray]) -> str:
-    values = [np.log2(np.sqrt(side.prod(1))) for side in sides]
-    low = math.floor(min((value.min() for value in values), default=0))
-    high = math.ceil(max((value.max() for value in values), default=1))
-    high = max(high, low + 2)
-    edges = np.linspace(low, high, 4 * (high - low) + 1)
-    step = 2 if high - low > 8 else 1
-    ticks = [(exponent, f"{2.0**exponent:g}") for exponent in range(low, high + 1, step)]
-    marks = [(math.log2(size), text) for size, text in ((32, "medium"), (96, "large")) if low < math.log2(size) < high]
-    return histogram(edges, list(zip(names, values, strict=True)), ticks, "square root of the area, px; share of the boxes", marks)
-
-
-def _shape_chart(names: Sequence[str], sides: Sequence[np.ndarray]) -> str:
-    values = [np.log2(side[:, 0] / side[:, 1]) for side in sides]
-    reach = max((float(np.abs(value).max()) for value in values), default=1.0)
-    reach = min(max(math.ceil(reach), 2), 6)
-    edges = np.linspace(-reach - 0.125, reach + 0.125, 8 * reach + 2)
-    ticks = [(k, f"{2**k}:1" if k >= 0 else f"1:{2**-k}") for k in range(-reach, reach + 1, 2 if reach > 4 else 1)]
-    return histogram(edges, list(zip(names, values, strict=True)), ticks, "width to height; share of the boxes")
-
-
-def _image_sizes(parts: Sequence[Part], most: int = 6) -> str:
-    """The commonest sizes of images as bars, and all others together."""
-    counts = [Counter(map(tuple, part.index.sizes.tolist())) for part in parts]
-    total = sum(counts, Counter())
-    common = [size for size, _ in total.most_common(most)]
-    rows = [(f"{w} x {h}", [count[(w, h)] for count in counts]) for w, h in common]
-    rest = [count.total() - sum(count[size] for size in common) for count in counts]
-    if sum(rest):
-        rows.append((f"{len(total) - most:,} others", rest))
-    return bars(rows, "width x height, px; number of images")
-
-
-def page_name(path: Path) -> str:
-    return visible(str(path))

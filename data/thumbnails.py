@@ -15,8 +15,9 @@ from data.images import Unreadable, image_size
 from utils.errors import UserError
 
 QUALITY = 72  # of the JPEGs
-# One colour a class, in turn: RGB, told apart on light and on dark pictures.
-PALETTE = ((255, 82, 82), (64, 196, 255), (105, 240, 110), (255, 215, 64), (224, 64, 251), (255, 145, 0), (29, 233, 182))
+# RGB, one a class, in turn: strong colours, to be told apart on most pictures.
+PALETTE = ((230, 30, 40), (0, 110, 255), (0, 170, 60), (255, 140, 0), (190, 20, 220), (0, 180, 190), (250, 210, 0))
+PALETTE += ((120, 70, 30), (255, 110, 190), (130, 130, 255))
 COLOUR = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
 GREY = {1: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 COLOUR[8], GREY[8] = cv2.IMREAD_REDUCED_COLOR_8, cv2.IMREAD_REDUCED_GRAYSCALE_8
@@ -93,8 +94,7 @@ def render(picture: Picture, image: np.ndarray, size: tuple[int, int]) -> np.nda
     for box, colour in zip(picture.boxes, picture.colours, strict=True):
         corners = np.rint((np.asarray(box, np.float64) - (x1, y1, x1, y1)) * gain).clip(-4096, 4096).astype(int)
         red, green, blue = PALETTE[colour % len(PALETTE)]
-        for shade, width in (((0, 0, 0), 3), ((blue, green, red), 1)):  # a dark rim shows it on any ground
-            cv2.rectangle(image, tuple(corners[:2].tolist()), tuple(corners[2:].tolist()), shade, width)
+        cv2.rectangle(image, tuple(corners[:2].tolist()), tuple(corners[2:].tolist()), (blue, green, red), 2)
     return image
 
 
