@@ -22,7 +22,8 @@ def histogram(
     """Outlines of the shares of values in bins, one for each of `series` (name, values).
 
     edges: [K + 1], evenly spaced; values beyond are counted in the outer bins. ticks, marks: (place, text); marks have
-    a line through the plot, with the text of the first to its left, of others to their right. label: what the values are.
+    a line through the plot, with the text of the first to its left, of others to their right.
+    label: what the values are.
     """
     shares = [_shares(values, edges) for _, values in series]
     top = _round_up(max((float(share.max()) for share in shares), default=0.0))

@@ -6,15 +6,18 @@ Exit code 0: no fault, 2: at least one, whether it stops a run or not (suspicion
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 
+import cv2
 import numpy as np
+from tqdm import tqdm
 
-from data import images
 from data.config import DataConfig, load_data_config
 from data.faults import Fault
 from data.findings import (
@@ -31,6 +34,7 @@ from data.findings import (
 from data.index import Index, build_index
 from data.report import build_page
 from data.similar import Looks, look_at
+from data.thumbnails import decode
 from utils.atomic import cannot_write, replace_file
 from utils.errors import EXIT_DONE, EXIT_USAGE, UserError, run_cli
 from utils.options import CheckOptions, parse
@@ -59,7 +63,7 @@ def examine(config: DataConfig, full: bool = False) -> Findings:
             part = _examine_split(config, name, full)
         except UserError as error:
             failed.append(error)
-            faults.append((name, _split_fault(str(error), config, name)))
+            faults += [(name, fault) for fault in _split_faults(error, config, name)]
             continue
         seen[sources] = name
         parts.append(part)
@@ -80,23 +84,42 @@ def _examine_split(config: DataConfig, name: str, full: bool) -> Part:
 
 def _pixel_faults(index: Index, looks: Looks, full: bool) -> list[Fault]:
     """Images whose header can be read but not their pixels."""
-    found = images.decode_faults([index.path(i) for i in range(len(index))], True) if full else []
-    known = {fault.file for fault in found}
-    for i, why in looks.unreadable.items():
-        path = index.path(i)
-        if path not in known:
-            found.append(Fault(path, "", why.removeprefix(f"{path}: "), "pixels", True))
-    return found
+    found = dict(looks.unreadable)
+    if full:
+        found |= _undecodable([index.path(i) for i in range(len(index))])
+    return [_pixel_fault(index.path(i), why) for i, why in sorted(found.items())]
 
 
-def _split_fault(message: str, config: DataConfig, split: str) -> Fault:
-    """What keeps a split from being read: a training stops for want of all but `test`."""
-    file = str(config.file)
+def _pixel_fault(path: str, why: str) -> Fault:
+    return Fault(path, "", why.removeprefix(f"{path}: "), "image-corrupt", stops=True)
+
+
+def _undecodable(paths: Sequence[str]) -> dict[int, str]:
+    """Decode every image at its full size: number -> why it can't be."""
+
+    def attempt(path: str) -> str:
+        try:
+            decode(path)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        words = tqdm(pool.map(attempt, paths), "decoding images", len(paths), disable=None, leave=False)
+        return {i: why for i, why in enumerate(words) if why}
+
+
+def _split_faults(error: UserError, config: DataConfig, split: str) -> list[Fault]:
+    """What keeps a split from being read; it stops a training unless it is `test`."""
+    known: Sequence[Fault] = getattr(error, "faults", ())  # of an error that is made of them
+    if known:
+        return [dataclasses.replace(fault, stops=fault.stops and split != "test") for fault in known]
+    file, message = str(config.file), str(error)
     place, _, text = message.removeprefix(f"{file}:").partition(f"{split}: ")
     if not message.startswith(f"{file}:") or place.strip(": ").strip("0123456789"):
-        return Fault(file, split, message, "split", split != "test")
+        return [Fault(file, split, message, "split-unreadable", split != "test")]
     line = place.strip(": ")
-    return Fault(file, f"line {line}" if line else split, text, "split", split != "test")
+    return [Fault(file, f"line {line}" if line else split, text, "split-unreadable", split != "test")]
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -126,7 +149,7 @@ def _split_lines(findings: Findings) -> list[str]:
     for part in findings.parts:
         index, counts = part.index, part.counts
         sizes = " x ".join(_span(index.sizes[:, axis]) for axis in (0, 1))
-        each = f"{counts.mean():.1f} ({_span(counts)})"
+        each = f"{len(index.boxes) / max(len(index), 1):.1f} ({_span(counts)})"
         lines.append(
             f"{part.name:<7}{len(index):>9,}{len(index.boxes):>11,}{index.backgrounds:>11,}{each:>16}   {sizes}"
         )
@@ -186,7 +209,7 @@ def _suspect_lines(findings: Findings) -> list[str]:
     flat = {part.name: int(part.looks.flat.sum()) for part in findings.parts}
     if any(flat.values()):
         lines.append("  images of one colour: " + ", ".join(f"{split} {n:,}" for split, n in flat.items() if n))
-    return ["suspicious boxes and images (no faults)", *lines] if lines else ["no suspicious boxes"]
+    return ["suspicious boxes and images, none of them a fault", *lines] if lines else ["no suspicious boxes"]
 
 
 def _example(findings: Findings, kind: str) -> str:
@@ -210,7 +233,7 @@ def _twin_lines(findings: Findings) -> list[str]:
     for pairs in findings.twins:
         if len(pairs):
             lines.append(f"  {_many(len(pairs), 'pair')} within {pairs.first.name}; such as {_pair(pairs)}")
-    return ["near-duplicate images (no faults)", *lines] if lines else ["no near-duplicate images"]
+    return ["near-duplicate images", *lines] if lines else ["no near-duplicate images"]
 
 
 def _pair(pairs: Pairs) -> str:
@@ -248,6 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     if words and not words[0].startswith("-"):
         words = ["--data", *words]
     options = parse(CheckOptions, words, "python -m data.check", "Check a data set, and show it.")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # what it warns of is reported as a fault
     config = load_data_config(options.data, options.single_cls, options.download)
     path = None if options.html is None else page_path(options.html, config)
     findings = examine(config, full=options.check == "full")

@@ -66,8 +66,8 @@ def _count_chart(parts: Sequence[Part]) -> str:
 
 def _size_chart(names: Sequence[str], sides: Sequence[np.ndarray]) -> str:
     values = [np.log2(np.sqrt(side.prod(1))) for side in sides]
-    low = math.floor(min((value.min() for value in values), default=0))
-    high = math.ceil(max((value.max() for value in values), default=1))
+    low = math.floor(min((value.min() for value in values if len(value)), default=4))
+    high = math.ceil(max((value.max() for value in values if len(value)), default=8))
     high = max(high, low + 2)
     edges = np.linspace(low, high, 4 * (high - low) + 1)
     step = 2 if high - low > 8 else 1
@@ -79,7 +79,7 @@ def _size_chart(names: Sequence[str], sides: Sequence[np.ndarray]) -> str:
 
 def _shape_chart(names: Sequence[str], sides: Sequence[np.ndarray]) -> str:
     values = [np.log2(side[:, 0] / side[:, 1]) for side in sides]
-    reach = max((float(np.abs(value).max()) for value in values), default=1.0)
+    reach = max((float(np.abs(value).max()) for value in values if len(value)), default=1.0)
     reach = min(max(math.ceil(reach), 2), 6)
     edges = np.linspace(-reach - 0.125, reach + 0.125, 8 * reach + 2)
     ticks = [(k, f"{2**k}:1" if k >= 0 else f"1:{2**-k}") for k in range(-reach, reach + 1, 2 if reach > 4 else 1)]

@@ -77,7 +77,8 @@ def _head(findings: Findings) -> str:
     config = findings.config
     notes = "".join(f'<p class="note">{_e(note)}</p>' for note in findings.notes)
     return (
-        f'<p class="path">{_e(short_path(config.file))}<br>paths below are relative to {_e(short_path(config.root))}</p>{notes}'
+        f'<p class="path">{_e(short_path(config.file))}<br>'
+        f"paths below are relative to {_e(short_path(config.root))}</p>{notes}"
         f'<div class="tiles">{"".join(_tiles(findings))}</div>{_split_table(findings)}'
     )
 
@@ -125,8 +126,8 @@ def _split_table(findings: Findings) -> str:
             len(index),
             len(index.boxes),
             index.backgrounds,
-            f"{counts.mean():.1f}",
-            int(np.median(counts)),
+            f"{len(index.boxes) / max(len(index), 1):.1f}",
+            int(np.median(counts)) if len(counts) else 0,
             int(counts.max(initial=0)),
             faults,
         )
@@ -338,7 +339,9 @@ def _samples(findings: Findings) -> str:
     blocks = [f'<p class="legend">{"".join(colours)}</p>' if len(names) <= len(PALETTE) else ""]
     for part in findings.parts:
         count = SAMPLES.get(part.name, 4)
-        numbers = np.unique(np.linspace(0, len(part.index) - 1, count).round().astype(int)).tolist()
+        numbers = np.unique(
+            np.linspace(0, max(len(part.index) - 1, 0), min(count, len(part.index))).astype(int)
+        ).tolist()
         labels = [part.index.labels(i) for i in numbers]
         pictures = [
             Picture(part.index.path(i), boxes, classes.tolist(), side=280)
