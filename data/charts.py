@@ -116,7 +116,7 @@ def bars(rows: Sequence[tuple[str, Sequence[int]]], label: str) -> str:
     totals = [max(sum(counts[i] for _, counts in rows), 1) for i in range(series)]
     most = max((counts[i] / totals[i] for _, counts in rows for i in range(series)), default=1.0)
     thick, gap = 12, 10
-    left, plot_w = 78, WIDTH - 78 - 50
+    left, plot_w = 90, WIDTH - 90 - 50
     y, parts = TOP, []
     for name, counts in rows:
         parts.append(_text(left - 6, y + (thick * series) / 2 + 4, name, "end"))
