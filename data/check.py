@@ -266,6 +266,14 @@ def write_page(path: Path, page: str) -> None:
         raise cannot_write(path, "the page", error, len(content)) from error
 
 
+def _say(text: str) -> None:
+    """Print; a reader that has seen enough (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the program
+
+
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words and not words[0].startswith("-"):
@@ -275,10 +283,11 @@ def main(argv: list[str] | None = None) -> int:
     config = load_data_config(options.data, options.single_cls, options.download)
     path = None if options.html is None else page_path(options.html, config)
     findings = examine(config, full=options.check == "full")
-    print(summary(findings))
+    text = summary(findings)
     if path is not None:
         write_page(path, build_page(findings))
-        print(f"\npage with pictures: {path}")
+        text += f"\n\npage with pictures: {visible(str(path))}"
+    _say(text)
     return EXIT_USAGE if findings.faults else EXIT_DONE
 
 

@@ -16,10 +16,10 @@ from data.style import STYLE
 from data.thumbnails import PALETTE, Picture, around, data_uris
 
 SAMPLES = {"train": 8}  # labelled images that are shown of a split, of the others half as many
-FAULT_PICTURES = 24  # of each kind, and FAULT_LINES without a picture after them
+FAULT_PICTURES = 12  # of each kind, and FAULT_LINES without a picture after them
 FAULT_LINES = 200
-SUSPECTS = 16  # of each kind and split
-PAIRS = 24  # of each two splits
+SUSPECTS = 12  # of each kind and split
+PAIRS = 16  # of each two splits
 KINDS = 12  # kinds of faults that get pictures
 CLASS_ROWS = 1500
 

@@ -26,7 +26,7 @@ code { font: 12px/1.4 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mon
 .badge { font-size: 12px; font-weight: 600; padding: 2px 8px; border-radius: 9px; margin-left: 8px; }
 .badge.bad { color: var(--bad); background: var(--bad-back); }
 .split { font-size: 11px; color: var(--soft); border: 1px solid var(--line); border-radius: 4px; padding: 0 4px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); gap: 10px; margin: 14px 0 18px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 10px; margin: 14px 0 18px; }
 .tile { display: block; padding: 10px 12px; border-radius: 8px; background: var(--panel); color: inherit;
   text-decoration: none; border-left: 4px solid var(--line); font-size: 13px; line-height: 1.3;
   overflow-wrap: anywhere; }

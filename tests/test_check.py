@@ -246,6 +246,14 @@ def test_as_a_program_it_ends_with_its_code_and_no_traceback(tmp_path: Path) -> 
     assert result.returncode == 2 and result.stderr.startswith("error: ") and "Traceback" not in result.stderr
 
 
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    yaml = yolo_set(tmp_path, SOUND, NAMES)
+    words = [sys.executable, "-m", "data.check", str(yaml)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        program.stdout.close()
+        assert program.wait(timeout=120) == 0 and program.stderr.read() == b""
+
+
 def test_an_image_seen_twice_counts_once_among_its_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Full decoding and the look at every image find the same thing."""
     yaml = yolo_set(tmp_path, SOUND, NAMES)

@@ -91,9 +91,10 @@ def test_a_suspicious_box(box: tuple, kinds: set[str]) -> None:
 
 
 def test_tiny_goes_by_the_size_that_is_trained_at() -> None:
-    box = (0, 100, 100, 105, 105)
-    for size, tiny in (((640, 480), 0), ((1280, 960), 0), ((2000, 1000), 1), ((1000, 2000), 1), ((120, 120), 0)):
-        assert len(find_suspects(index_of([(size, [box])]))["tiny"]) == tiny, size
+    sizes = [(640, 480), (1280, 960), (2000, 1000), (1000, 2000), (120, 120)]
+    for side, tiny in ((5, [0, 0, 1, 1, 0]), (1.5, [1] * 5)):  # a small image is not enlarged
+        found = [find_suspects(index_of([(size, [(0, 100, 100, 100 + side, 100 + side)])])) for size in sizes]
+        assert [len(kinds["tiny"]) for kinds in found] == tiny
 
 
 def test_doubled_boxes_are_of_one_class_and_one_image() -> None:

@@ -99,14 +99,14 @@ def test_one_colour_has_no_look() -> None:
 
 
 def random_looks(count: int, seed: int, flips: int = 6) -> Looks:
-    """Families of hashes near each other, with looks that agree within half of the families only."""
+    """Families of hashes near each other; of each, about half have one look, the others each one of their own."""
     random = np.random.default_rng(seed)
     family = random.integers(0, max(count // 4, 1), count)
     hashes = random.integers(0, 2**63, count, dtype=np.uint64)[family]
     for _ in range(flips):
         hashes ^= np.uint64(1) << random.integers(0, 64, count, dtype=np.uint64)
     looks = random.integers(-127, 128, (count, 256))
-    own = family % 2 == 0
+    own = random.random(count) < 0.5
     looks[own] = random.integers(-127, 128, (count, 256))[family[own]]
     return Looks(hashes, looks.astype(np.int8), random.random(count) < 0.1, {1: "torn"} if count > 1 else {})
 
