@@ -328,6 +328,27 @@ class DetectOptions(_Options):
     device: str = _flag("", "cpu, 0 or mps", "machine", shown="the first CUDA device, else the CPU")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(_Options):
+    """Options of data/check.py."""
+
+    data: str = _flag(
+        "", "data yaml, or a shipped one's name; may stand first, without --data", "data and model", metavar="YAML",
+        required=True,
+    )  # fmt: skip
+    check: str = _flag(
+        "headers",
+        "what is read of each image: what training reads before it starts, or every pixel at its full size",
+        "data and model",
+        choices=("headers", "full"),
+    )
+    single_cls: bool = _flag(False, "take all classes as one", "data and model")
+    download: bool = _flag(False, "fetch the data set that the data yaml names, where it is missing", "data and model")
+    html: str | None = _flag(
+        None, "write a page with pictures", "output", metavar="FILE", bare="", shown="none; runs/check/NAME.html"
+    )
+
+
 def flags(cls: type[_Options]) -> list[dataclasses.Field]:
     """Return the fields that are flags."""
     return [flag for flag in dataclasses.fields(cls) if flag.metadata]

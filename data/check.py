@@ -1,0 +1,295 @@
+"""Look at a data set before training on it: `python -m data.check my.yaml --html`.
+
+The checks are those of training, and some that training can't make: what is written is a report to be looked at.
+Exit code 0: no fault, 2: at least one, whether it stops a run or not (suspicions and look-alikes are no faults).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from data.config import DataConfig, load_data_config
+from data.faults import Fault
+from data.findings import (
+    Findings,
+    Pairs,
+    Part,
+    faults_by_kind,
+    find_leaks,
+    find_suspects,
+    find_twins,
+    short_path,
+    visible,
+)
+from data.index import Index, build_index
+from data.report import build_page
+from data.similar import Looks, look_at
+from data.thumbnails import decode
+from utils.atomic import cannot_write, replace_file
+from utils.errors import EXIT_DONE, EXIT_USAGE, UserError, run_cli
+from utils.options import CheckOptions, parse
+
+EXAMPLES = 5  # of each kind that are printed
+CLASSES = 40  # rows of the class table that are printed
+
+
+def examine(config: DataConfig, full: bool = False) -> Findings:
+    """Read all splits of a data set and look at every image.
+
+    full: decode every image at its full size. A split that can't be read is a fault, and the others are examined.
+    Raises `UserError` where none can be read.
+    """
+    parts: list[Part] = []
+    faults: list[tuple[str, Fault]] = []
+    failed: list[UserError] = []
+    notes: list[str] = []
+    seen: dict[tuple, str] = {}
+    for name in config.splits:
+        try:
+            sources = config.split(name).sources
+            if sources in seen:
+                notes.append(f"{name} is the same as {seen[sources]}")
+                continue
+            part = _examine_split(config, name, full)
+        except UserError as error:
+            failed.append(error)
+            faults += [(name, fault) for fault in _split_faults(error, config, name)]
+            continue
+        seen[sources] = name
+        parts.append(part)
+        faults += [(name, fault) for fault in part.faults]
+    if not parts:
+        raise failed[0]
+    notes += [f"the yaml has no {name}" for name in ("train", "val") if name not in config.splits]
+    leaks = [find_leaks(first, second) for first, second in combinations(parts, 2)]
+    return Findings(config, parts, faults, notes, [find_twins(part) for part in parts], leaks)
+
+
+def _examine_split(config: DataConfig, name: str, full: bool) -> Part:
+    index, faults = build_index(config, name)
+    looks = look_at(index, name)
+    faults = [*faults, *_pixel_faults(index, looks, full)]
+    return Part(name, index, faults, looks, find_suspects(index))
+
+
+def _pixel_faults(index: Index, looks: Looks, full: bool) -> list[Fault]:
+    """Images whose header can be read but not their pixels."""
+    found = dict(looks.unreadable)
+    if full:
+        found |= _undecodable([index.path(i) for i in range(len(index))])
+    return [_pixel_fault(index.path(i), why) for i, why in sorted(found.items())]
+
+
+def _pixel_fault(path: str, why: str) -> Fault:
+    return Fault(path, "", why.removeprefix(f"{path}: "), "image-corrupt", stops=True)
+
+
+def _undecodable(paths: Sequence[str]) -> dict[int, str]:
+    """Decode every image at its full size: number -> why it can't be."""
+
+    def attempt(path: str) -> str:
+        try:
+            decode(path)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        words = tqdm(pool.map(attempt, paths), "decoding images", len(paths), disable=None, leave=False)
+        return {i: why for i, why in enumerate(words) if why}
+
+
+def _split_faults(error: UserError, config: DataConfig, split: str) -> list[Fault]:
+    """What keeps a split from being read; it stops a training unless it is `test`."""
+    known: Sequence[Fault] = getattr(error, "faults", ())  # of an error that is made of them
+    if known:
+        return [dataclasses.replace(fault, stops=fault.stops and split != "test") for fault in known]
+    file, message = str(config.file), str(error)
+    place, _, text = message.removeprefix(f"{file}:").partition(f"{split}: ")
+    if not message.startswith(f"{file}:") or place.strip(": ").strip("0123456789"):
+        return [Fault(file, split, message, "split-unreadable", split != "test")]
+    line = place.strip(": ")
+    return [Fault(file, f"line {line}" if line else split, text, "split-unreadable", split != "test")]
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+
+def summary(findings: Findings) -> str:
+    """The report as text."""
+    config = findings.config
+    head = f"{short_path(config.file)}: {_many(config.nc, 'class', 'classes')}; paths below are relative to "
+    blocks = [
+        [head + short_path(config.root), *findings.notes],
+        _split_lines(findings),
+        _class_lines(findings),
+        _fault_lines(findings),
+        _suspect_lines(findings),
+        _twin_lines(findings),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in blocks if lines)
+
+
+def _many(count: int, one: str, more: str = "") -> str:
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
+def _split_lines(findings: Findings) -> list[str]:
+    lines = [f"{'split':<7}{'images':>9}{'objects':>11}{'no object':>11}{'objects/image':>16}   image sizes"]
+    for part in findings.parts:
+        index, counts = part.index, part.counts
+        sizes = " x ".join(_span(index.sizes[:, axis]) for axis in (0, 1))
+        each = f"{len(index.boxes) / max(len(index), 1):.1f} ({_span(counts)})"
+        lines.append(
+            f"{part.name:<7}{len(index):>9,}{len(index.boxes):>11,}{index.backgrounds:>11,}{each:>16}   {sizes}"
+        )
+    return lines
+
+
+def _span(values: np.ndarray) -> str:
+    low, high = int(values.min(initial=1 << 30)), int(values.max(initial=0))
+    return str(high) if low >= high else f"{low}-{high}"
+
+
+def _class_lines(findings: Findings) -> list[str]:
+    counts, names = findings.class_counts, [visible(name) for name in findings.config.names]
+    width = min(max(map(len, names)) + 2, 30)
+    lines = [f"{'class':<{width}}" + "".join(f"{part.name:>11}{'':>8}" for part in findings.parts)]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    order = np.argsort(-counts.sum(0), kind="stable")[:CLASSES] if len(names) > CLASSES else range(len(names))
+    for i in order:
+        cells = "".join(f"{n:>11,}{share:>7.1%} " for n, share in zip(counts[:, i], shares[:, i], strict=True))
+        name = names[i] if len(names[i]) < width else f"{names[i][: width - 3]}…"
+        lines.append(f"{name:<{width}}{cells}".rstrip())
+    if len(names) > CLASSES:
+        lines.append(f"and {len(names) - CLASSES} rarer classes")
+    extremes = findings.imbalance()
+    if extremes:
+        most, least, times = extremes
+        lines.append(f"{findings.parts[0].name} has {times:.1f} times as many {names[most]} as {names[least]}")
+    for words, classes in findings.missing().items():
+        lines.append(f"{_many(len(classes), 'class', 'classes')} {words}: {_listed(names[i] for i in classes)}")
+    return lines
+
+
+def _listed(words: Iterable[str], most: int = 10) -> str:
+    words = list(words)
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
+def _fault_lines(findings: Findings) -> list[str]:
+    if not findings.faults:
+        return ["no faults"]
+    stops = sum(fault.stops for _, fault in findings.faults)
+    lines = [f"{_many(len(findings.faults), 'fault')}, {stops or 'none'} of which would stop a training"]
+    for kind, members in faults_by_kind(findings.faults).items():
+        lines.append(f"  {visible(kind)}: {len(members):,}")
+        lines += [f"    {split}: {_relative(str(fault), findings)}" for split, fault in members[:EXAMPLES]]
+        lines += [f"    and {len(members) - EXAMPLES:,} more"] * (len(members) > EXAMPLES)
+    return lines
+
+
+def _suspect_lines(findings: Findings) -> list[str]:
+    lines = []
+    for kind in findings.parts[0].suspects:
+        counts = {part.name: len(part.suspects[kind]) for part in findings.parts}
+        if any(counts.values()):
+            shown = ", ".join(f"{split} {count:,}" for split, count in counts.items() if count)
+            lines.append(f"  {kind}: {shown}; such as {_example(findings, kind)}")
+    flat = {part.name: int(part.looks.flat.sum()) for part in findings.parts}
+    if any(flat.values()):
+        lines.append("  images of one colour: " + ", ".join(f"{split} {n:,}" for split, n in flat.items() if n))
+    return ["suspicious boxes and images, none of them a fault", *lines] if lines else ["no suspicious boxes"]
+
+
+def _example(findings: Findings, kind: str) -> str:
+    part = next(part for part in findings.parts if len(part.suspects[kind]))
+    box = int(part.suspects[kind][0, 0])
+    image = int(np.searchsorted(part.index.offsets, box, side="right")) - 1
+    corners = ", ".join(f"{value:.6g}" for value in part.index.boxes[box])
+    name = findings.config.names[part.index.classes[box]]
+    return f"{visible(part.index.name(image))}: {visible(name)} ({corners})"
+
+
+def _twin_lines(findings: Findings) -> list[str]:
+    lines = []
+    for pairs in findings.leaks:
+        if len(pairs):
+            first, second = pairs.first.name, pairs.second.name
+            same = int(pairs.same_file.sum())
+            own = f", {same:,} of them the very same file" if same else ""
+            lines.append(f"  {len(pairs):,} of the {len(pairs.second.index):,} images of {second} are, or look like, "
+                         f"one of {first}{own}; such as {_pair(pairs)}")  # fmt: skip
+    for pairs in findings.twins:
+        if len(pairs):
+            lines.append(f"  {_many(len(pairs), 'pair')} within {pairs.first.name}; such as {_pair(pairs)}")
+    return ["near-duplicate images", *lines] if lines else ["no near-duplicate images"]
+
+
+def _pair(pairs: Pairs) -> str:
+    first, second = pairs.images[0].tolist()
+    return f"{visible(pairs.first.index.name(first))} and {visible(pairs.second.index.name(second))}"
+
+
+def _relative(text: str, findings: Findings) -> str:
+    return visible(text.removeprefix(f"{findings.config.root}{os.sep}"))
+
+
+# ------------------------------------------------------------------------------------------------ command line
+
+
+def page_path(html: str, config: DataConfig) -> Path:
+    """Where the page goes; `UserError` for a name that is no page's (it could be a file of the user's)."""
+    path = Path(html or f"runs/check/{config.file.stem}.html")
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
+        raise UserError(f"--html {visible(html)}: must be a file called .html")
+    return path
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write the page whole or not at all; one that is there gives way."""
+    content = page.encode("utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda file: file.write(content))
+    except OSError as error:
+        raise cannot_write(path, "the page", error, len(content)) from error
+
+
+def _say(text: str) -> None:
+    """Print; a reader that has seen enough (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the program
+
+
+def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if words and not words[0].startswith("-"):
+        words = ["--data", *words]
+    options = parse(CheckOptions, words, "python -m data.check", "Check a data set, and show it.")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # what it warns of is reported as a fault
+    config = load_data_config(options.data, options.single_cls, options.download)
+    path = None if options.html is None else page_path(options.html, config)
+    findings = examine(config, full=options.check == "full")
+    text = summary(findings)
+    if path is not None:
+        write_page(path, build_page(findings))
+        text += f"\n\npage with pictures: {visible(str(path))}"
+    _say(text)
+    return EXIT_USAGE if findings.faults else EXIT_DONE
+
+
+if __name__ == "__main__":
+    run_cli(lambda: sys.exit(main()))
