@@ -33,7 +33,7 @@ from models.transfer import freeze, hold
 from models.yolo import MAX_STRIDE, count_parameters
 from utils import dist
 from utils.checkpoint import TrainState, load_state, save_model, save_state
-from utils.device import Precision, keep_freed_memory, select_device, set_deterministic
+from utils.device import Precision, compile_regions, keep_freed_memory, prefetch, select_device, set_deterministic
 from utils.ema import ModelEMA
 from utils.errors import Stopped, TrainingDiverged, UserError, run_cli
 from utils.fingerprint import check_same_run, fingerprint
@@ -55,6 +55,7 @@ from utils.optim import (
 )
 from utils.options import TrainOptions, parse
 from utils.plots import plot_images, plot_labels, plot_lr, plot_lr_find, plot_results
+from utils.profiler import phase, profile_steps
 from utils.resume import Origin, go_on, start_anew
 from utils.rundir import RunDir, RunLock, new_run, resolve_resume
 from utils.schedule import LearningRate, LRCurve, Schedule, describe_curve, group_rates, lr_curve
@@ -79,12 +80,16 @@ class Training:
     clip_grad_norm: float
     precision: Precision
     loader: Loader
-    resize: Callable[[Batch, int, int], Batch]
+    prepare: Callable[[Batch, int, int], Batch]
     guard: StepGuard
     telemetry: Telemetry
     state: TrainState
     stopping: EarlyStopping
     keeper: Keeper = field(init=False)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches `start` … of an epoch, on the device."""
+        return prefetch(self.loader.epoch(epoch, start), self.precision.device)
 
 
 @dataclass
@@ -124,7 +129,7 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
     training.model.train()
     hold(training.frozen)
     training.guard.begin()
-    batches = training.keeper.watch(training.loader.epoch(state.epoch, state.batch))
+    batches = training.keeper.watch(training.batches(state.epoch, state.batch))
     for number, batch in enumerate(batches, state.batch):
         loss = backward(training, batch, number)
         if (number + 1) % training.accumulate == 0 or number + 1 == len(training.loader):
@@ -147,11 +152,14 @@ def end_epoch(training: Training) -> None:
 def backward(training: Training, batch: Batch, number: int) -> LossTerms:
     """Add a batch's gradients; `number` is its place in the epoch."""
     precision = training.precision
-    batch = training.resize(batch.to(precision.device), training.state.epoch, number)
-    with precision.autocast():
+    with phase("prepare"):
+        batch = training.prepare(batch, training.state.epoch, number)
+    with phase("forward"), precision.autocast():
         predictions = training.model(batch.images)
-    loss = training.criterion(predictions, batch.boxes, batch.classes)
-    precision.scaler.scale(loss.total * dist.world_size()).backward()
+    with phase("loss"):
+        loss = training.criterion(predictions, batch.boxes, batch.classes)
+    with phase("backward"):
+        precision.scaler.scale(loss.total * dist.world_size()).backward()
     training.guard.add(loss.parts, batch.indices)
     return loss
 
@@ -279,7 +287,7 @@ def save(training: Training, output: Output, options: TrainOptions, better: bool
         save_state(weights / f"epoch{state.epoch}.pt", state, output.description)
 
 
-def build_data(options: TrainOptions, origin: Origin) -> Data:
+def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> Data:
     """Read both splits and build their loaders; says what is wrong with the labels and which image size is used."""
     if options.download and dist.world_size() > 1:
         raise UserError("--download: fetch the data set with a single process first, then train with several")
@@ -293,7 +301,9 @@ def build_data(options: TrainOptions, origin: Origin) -> Data:
     share: dict[str, Any] = {"seed": options.seed, "epochs": origin.course.planned, "stride": MAX_STRIDE}
     cache = {"auto": auto_cache([train, val], imgsz), "off": None}.get(options.cache, options.cache)
     share["cache"] = None if options.plan else cache
-    train_set = DetectionDataset(train, imgsz, origin.hyp, augment=True, rect=options.rect, **share)
+    train_set = DetectionDataset(
+        train, imgsz, origin.hyp, augment=True, rect=options.rect, defer_colour=defers_colour(device), **share
+    )
     val_set = DetectionDataset(val, imgsz, origin.hyp, augment=False, rect=True, **share)
     if options.batch_size % dist.world_size():
         raise UserError(f"--batch-size {options.batch_size}: must be a multiple of the {dist.world_size()} processes")
@@ -329,6 +339,8 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
     )
     frozen = freeze(model, options.freeze)
     model = model.to(precision.device, memory_format=torch.channels_last)
+    if options.compile:
+        compile_regions((model.backbone, model.neck, model.head), precision.device)
     accumulate = accumulation(options.batch_size, hyp.nominal_batch)
     effective = accumulate * options.batch_size
     decay = hyp.weight_decay
@@ -368,7 +380,7 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
         clip_grad_norm=hyp.clip_grad_norm,
         precision=precision,
         loader=data.train_loader,
-        resize=multi_scale(options.seed, data.imgsz, hyp.multi_scale),
+        prepare=preparation(options.seed, data.imgsz, hyp.multi_scale, defers_colour(precision.device)),
         guard=guard,
         telemetry=Telemetry(optimizer, hyp.clip_grad_norm, steps),
         state=TrainState(parts),
@@ -377,13 +389,22 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
     return training, curve
 
 
-def multi_scale(seed: int, imgsz: int, share: float) -> Callable[[Batch, int, int], Batch]:
-    """Return what resizes a batch by its (epoch, number): nothing where `share` is 0."""
-    if share == 0:
-        return lambda batch, epoch, number: batch
-    return lambda batch, epoch, number: resize_batch(
-        batch, multi_scale_size(seed, epoch, number, imgsz, share, MAX_STRIDE), MAX_STRIDE
-    )
+def preparation(seed: int, imgsz: int, scale: float, recolour: bool) -> Callable[[Batch, int, int], Batch]:
+    """Return what is done to a batch, by its (epoch, number), on the device: resized where `scale` is not 0, and given
+    the colours that the loader left to do."""
+
+    def prepare(batch: Batch, epoch: int, number: int) -> Batch:
+        if scale:
+            size = multi_scale_size(seed, epoch, number, imgsz, scale, MAX_STRIDE)
+            batch = resize_batch(batch, size, MAX_STRIDE)
+        return batch.recoloured() if recolour else batch
+
+    return prepare
+
+
+def defers_colour(device: torch.device) -> bool:
+    """Does the device change the colours? On a CPU it would be the same work in another place."""
+    return device.type == "cuda"
 
 
 def describe_update(hyp: Hyp, options: TrainOptions, effective: int, lr0: float, decay: float) -> list[str]:
@@ -470,7 +491,8 @@ def draw_start(run: RunDir, data: Data) -> None:
     for number, batch in zip(range(3), data.train_loader.epoch(0), strict=False):
         boxes = [b[c >= 0].numpy() for b, c in zip(batch.boxes, batch.classes, strict=True)]
         classes = [c[c >= 0].numpy() for c in batch.classes]
-        plot_images(batch.images.numpy(), boxes, classes, names, run.path / f"train_batch{number}.jpg")
+        images = batch.recoloured().images.numpy()
+        plot_images(images, boxes, classes, names, run.path / f"train_batch{number}.jpg")
 
 
 def finish(training: Training, data: Data, output: Output, options: TrainOptions) -> None:
@@ -528,12 +550,9 @@ def draw_plan(options: TrainOptions, training: Training, curve: LRCurve) -> None
     say(f"plan         drawn in {folder / 'lr.png'}; nothing was trained")
 
 
-def find_lr(training: Training, data: Data, options: TrainOptions, hyp: Hyp) -> None:
+def find_lr(training: Training, options: TrainOptions, hyp: Hyp) -> None:
     """Run the range test with the very objects of training, and write and say what it found."""
-    batches = endless(data.train_loader)
-    training.model.train()
-    hold(training.frozen)
-    training.guard.begin()
+    batches = begin_steps(training)
 
     def step(_: int) -> Tensor:
         losses = [
@@ -554,10 +573,34 @@ def find_lr(training: Training, data: Data, options: TrainOptions, hyp: Hyp) -> 
     say(f"lr find      results in {folder}; nothing else was written, and no run begun")
 
 
-def endless(loader: Loader) -> Iterator[tuple[int, Batch]]:
-    """Yield (place in its epoch, batch), epoch after epoch."""
-    for epoch in count():
-        yield from enumerate(loader.epoch(epoch))
+def profile_run(training: Training, options: TrainOptions) -> None:
+    """Time `--profile` steps of the very training, and write and say where their time goes."""
+    batches, lr = begin_steps(training), training.lr
+
+    def step() -> int:
+        images = 0
+        for _ in range(training.accumulate):
+            with phase("loader"):
+                number, batch = next(batches)
+            backward(training, batch, number)
+            images += len(batch)
+        lr.apply(training.state.step)
+        with phase("update"):
+            update(training)
+        return images
+
+    folder = side_folder(options, "profile")
+    for line in profile_steps(step, options.profile, folder, training.precision.device):
+        say(line)
+    say(f"profile      in {folder}: profile.txt, and trace.json for chrome://tracing; no run begun")
+
+
+def begin_steps(training: Training) -> Iterator[tuple[int, Batch]]:
+    """Make ready for steps outside a run; return (place in its epoch, batch) without end."""
+    training.model.train()
+    hold(training.frozen)
+    training.guard.begin()
+    return ((number, batch) for epoch in count() for number, batch in enumerate(training.batches(epoch)))
 
 
 def side_folder(options: TrainOptions, name: str) -> Path:
@@ -585,14 +628,16 @@ def main(argv: list[str] | None = None) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     dist.start(device)
-    data = build_data(options, origin)
+    data = build_data(options, origin, device)
     training, curve = build_training(options, origin, data, Precision(device, options.amp))
     restore(training, data, options, origin)
     with contextlib.closing(data.train_loader), contextlib.closing(data.val_loader):
         if options.plan:
             draw_plan(options, training, curve)
         elif options.lr_find:
-            find_lr(training, data, options, origin.hyp)
+            find_lr(training, options, origin.hyp)
+        elif options.profile:
+            profile_run(training, options)
         else:
             run(training, curve, data, options, origin, lock)
     dist.stop()

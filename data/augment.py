@@ -238,16 +238,22 @@ def mixup(first: Picture, second: Picture, share: float) -> Picture:
     return Picture(image, boxes, np.concatenate([first.classes, second.classes]))
 
 
-def jitter_hsv(image: np.ndarray, rng: np.random.Generator, hue: float, saturation: float, value: float) -> np.ndarray:
-    """Turn the hue by up to ±`hue` of a full circle, and multiply saturation and value by 1 ± their shares."""
+def hsv_draw(image: np.ndarray, rng: np.random.Generator, hue: float, saturation: float, value: float) -> np.ndarray:
+    """Draw a change of colours, a matrix as of `hsv_matrix`: the hue turned by up to ±`hue` of a full circle,
+    saturation and value multiplied by 1 ± their shares."""
     if not (hue or saturation or value):
-        return image
+        return np.eye(3, dtype=np.float32)
     u = rng.uniform(-1.0, 1.0, 3)
-    return cv2.transform(image, hsv_matrix(image, hue * u[0], 1 + saturation * u[1], 1 + value * u[2]))
+    return hsv_matrix(image, hue * u[0], 1 + saturation * u[1], 1 + value * u[2])
+
+
+def recolour(image: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """Multiply the RGB of every pixel by a 3×3 matrix, rounded and kept within 0 and 255."""
+    return image if (colour == np.eye(3)).all() else cv2.transform(image, colour)
 
 
 def hsv_matrix(image: np.ndarray, turn: float, saturation: float, value: float) -> np.ndarray:
-    """The 3×3 matrix, on RGB, that comes nearest to a change of an image's hue (in circles), saturation and value.
+    """The 3×3 matrix on RGB, float32, nearest to a change of an image's hue (in circles), saturation and value.
 
     With V = max(R, G, B), a saturation that grows k-fold moves each channel c to V − k·(V − c). V is a channel, but not
     the same one everywhere: it is taken as the mean of the channels weighted by how often each is the largest. A hue is
@@ -260,7 +266,8 @@ def hsv_matrix(image: np.ndarray, turn: float, saturation: float, value: float) 
     same, side = (1 - cos) / 3, sin / math.sqrt(3)
     near, before, after = cos + same, same - side, same + side
     turned = np.array([[near, before, after], [after, near, before], [before, after, near]])
-    return value * (saturation * np.eye(3) + (1 - saturation) * weights) @ turned
+    changed = value * (saturation * np.eye(3) + (1 - saturation) * weights) @ turned
+    return changed.astype(np.float32)
 
 
 def flip(picture: Picture, horizontal: bool, vertical: bool) -> Picture:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.augment import Affine, Picture, Tile, compose, flip, jitter_hsv, letterbox, mixup, mosaic
+from data.augment import Affine, Picture, Tile, compose, flip, hsv_draw, letterbox, mixup, mosaic, recolour
 from data.cache import ImageCache, ImageList, build_cache, load_indexed, resized_sizes
 from utils.errors import UserError
 from utils.seed import rng
 
+SAME = np.eye(3, dtype=np.float32)
 NEAR = 64  # images before a sample, in the order of its epoch, that its partners are drawn from
 KEPT = 2 * NEAR  # decoded images that a process remembers: with room for those that other workers' samples share
 
@@ -64,6 +65,7 @@ class Sample:
     classes: Tensor  # int64 [n]
     index: int
     letterbox: Tensor  # float32 [4]: gain x, gain y, pad x, pad y: x_in = x_original · gain + pad. NaN if augmented
+    colour: Tensor  # float32 [3, 3]: what its RGB is still to be multiplied by
 
 
 @lru_cache(maxsize=2)
@@ -82,6 +84,8 @@ class DetectionDataset(Dataset[Sample]):
     mixup are off in the last `hyp.close_mosaic` of `epochs` epochs. Otherwise a sample is the letterboxed image.
     `rect` gives every image the smallest shape of multiples of `stride` that holds it (no mosaic, no mixup: they need
     pictures of one shape). Boxes of crowds are in no sample: they are no example of anything.
+    `defer_colour` leaves a sample's colours as they are and says in `Sample.colour` what they shall become: a GPU does
+    that to a whole batch (`Batch.recoloured`).
     `cache`: None, 'ram' or 'disk', see `build_cache`; the samples are the same.
     """
 
@@ -98,9 +102,11 @@ class DetectionDataset(Dataset[Sample]):
         stride: int = 32,
         cache: str | None = None,
         single_cls: bool = False,
+        defer_colour: bool = False,
     ) -> None:
         if imgsz % stride:
             raise UserError(f"--imgsz {imgsz}: must be a multiple of the model's stride {stride}")
+        self.defer_colour = defer_colour
         self.index, self.imgsz, self.hyp, self.seed = index, imgsz, hyp, seed
         self.augment, self.rect, self.stride, self.single_cls = augment, rect, stride, single_cls
         self._first_plain_epoch = epochs - hyp.close_mosaic
@@ -163,10 +169,11 @@ class DetectionDataset(Dataset[Sample]):
                 partner = int(self._partners(key, draw, 1)[0])
                 other = self._warped(SampleKey(key.epoch, partner), 1 + key.index, composite)
                 picture = mixup(picture, other, draw.beta(32.0, 32.0))
-        image = jitter_hsv(picture.image, rng(self.seed, "hsv", *key), hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
+        colour = hsv_draw(picture.image, rng(self.seed, "hsv", *key), hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
+        image = picture.image if self.defer_colour else recolour(picture.image, colour)
         left_right, top_bottom = rng(self.seed, "flip", *key).random(2) < (hyp.fliplr, hyp.flipud)
         picture = flip(picture._replace(image=image), bool(left_right), bool(top_bottom))
-        return _sample(picture, key.index, [np.nan] * 4)
+        return _sample(picture, key.index, [np.nan] * 4, colour if self.defer_colour else SAME)
 
     def _warped(self, key: SampleKey, role: int, composite: bool) -> Picture:
         """A mosaic or a single picture, warped. `role`: 0, or 1 + the index of the sample that it is mixed into."""
@@ -195,7 +202,7 @@ class DetectionDataset(Dataset[Sample]):
         return mosaic([self._load(int(member)) for member in members], int(center_x), int(center_y))
 
 
-def _sample(picture: Picture, index: int, way: list[float]) -> Sample:
+def _sample(picture: Picture, index: int, way: list[float], colour: np.ndarray = SAME) -> Sample:
     image, boxes, classes = picture
     return Sample(
         torch.from_numpy(image).permute(2, 0, 1),
@@ -203,4 +210,5 @@ def _sample(picture: Picture, index: int, way: list[float]) -> Sample:
         torch.from_numpy(classes),
         index,
         torch.tensor(way, dtype=torch.float32),
+        torch.from_numpy(colour),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import cv2
 import numpy as np
@@ -29,6 +29,7 @@ class Batch:
     classes: Tensor  # int64 [B, M]; -1 where padding
     indices: Tensor  # int64 [B]: the images' places in the index
     letterbox: Tensor  # float32 [B, 4]: gain x, gain y, pad x, pad y, see Sample
+    colour: Tensor  # float32 [B, 3, 3], see Sample
 
     def __len__(self) -> int:
         return len(self.images)
@@ -36,6 +37,14 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device; the copy runs beside the computation where the memory is pinned."""
         return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+    def recoloured(self) -> Batch:
+        """The batch with the colours that it is to have, made where it lies (as `augment.recolour` of each image)."""
+        pixels = self.images.permute(0, 2, 3, 1).flatten(1, 2).float()  # [B, H · W, 3]
+        pixels = torch.bmm(pixels, self.colour.transpose(1, 2)).round_().clamp_(0, 255).to(torch.uint8)
+        images = pixels.unflatten(1, self.images.shape[2:]).permute(0, 3, 1, 2)
+        same = torch.eye(3, device=self.colour.device).expand_as(self.colour)
+        return replace(self, images=images, colour=same)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by torch's DataLoader)."""
@@ -56,7 +65,8 @@ def collate(samples: list[Sample]) -> Batch:
         boxes[i, : len(sample.boxes)] = sample.boxes
         classes[i, : len(sample.classes)] = sample.classes
     indices = torch.tensor([sample.index for sample in samples])
-    return Batch(pixels.permute(0, 3, 1, 2), boxes, classes, indices, torch.stack([s.letterbox for s in samples]))
+    letterbox, colour = (torch.stack([getattr(s, name) for s in samples]) for name in ("letterbox", "colour"))
+    return Batch(pixels.permute(0, 3, 1, 2), boxes, classes, indices, letterbox, colour)
 
 
 def resize_batch(batch: Batch, size: int, stride: int = 32) -> Batch:
@@ -68,8 +78,11 @@ def resize_batch(batch: Batch, size: int, stride: int = 32) -> Batch:
         return batch
     resized = F.interpolate(batch.images.float(), (new_h, new_w), mode="bilinear", align_corners=False)
     scale = torch.tensor([new_w / width, new_h / height] * 2, device=batch.boxes.device)
-    return Batch(
-        resized.round().to(torch.uint8), batch.boxes * scale, batch.classes, batch.indices, batch.letterbox * scale
+    return replace(
+        batch,
+        images=resized.round().to(torch.uint8),
+        boxes=batch.boxes * scale,
+        letterbox=batch.letterbox * scale,
     )
 
 

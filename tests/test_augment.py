@@ -15,12 +15,13 @@ from data.augment import (
     Tile,
     compose,
     flip,
+    hsv_draw,
     hsv_matrix,
-    jitter_hsv,
     letterbox,
     mixup,
     mosaic,
     paste,
+    recolour,
     warp,
     warp_boxes,
 )
@@ -312,6 +313,10 @@ def test_a_tile_that_moves_by_whole_pixels_is_copied() -> None:
     expected[23:50, 4:64] = image[:27]
     assert (out.image == expected).all() and out.classes.tolist() == [7]
     assert out.boxes.tolist() == [[5, 25, 34, 50]]
+
+
+def jitter_hsv(image: np.ndarray, draw: np.random.Generator, *ranges: float) -> np.ndarray:
+    return recolour(image, hsv_draw(image, draw, *ranges))
 
 
 def classic_jitter(image: np.ndarray, u: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:

@@ -6,11 +6,15 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from utils.errors import UserError
 
+T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of mallopt's, from malloc.h
 MODES = ("auto", "off", "fp16", "bf16")
 
@@ -51,6 +55,41 @@ def keep_freed_memory() -> None:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(M_MMAP_MAX, 0)
             mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def prefetch(batches: Iterable[T], device: torch.device) -> Iterator[T]:
+    """Yield batches (dataclasses of tensors that have `.to`) on the device.
+
+    On CUDA a batch is copied on a stream of its own, while what was started before still computes: the host is ahead of
+    the device, since nothing in a step waits. The copy runs beside it only from pinned memory.
+    """
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    for batch in batches:
+        if side is None:
+            yield batch.to(device)
+            continue
+        with torch.cuda.stream(side):
+            moved = batch.to(device)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(side)
+        for tensor in vars(moved).values():
+            tensor.record_stream(current)  # its memory belongs to the side stream: not to be used again before this one
+        yield moved
+
+
+def compile_regions(regions: Iterable[nn.Module], device: torch.device) -> None:
+    """Compile modules in place, each by itself; their weights' names, copies and checkpoints stay as they are.
+
+    Raises:
+        UserError: this machine can't compile; found out on a small function, before minutes are spent.
+    """
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
+    except Exception as error:  # a missing compiler comes as many kinds of error
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"--compile: torch can't compile here ({text[0][:200]}): leave the flag out") from None
+    for region in regions:
+        region.compile()
 
 
 def set_deterministic(wanted: bool) -> None:

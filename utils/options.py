@@ -187,6 +187,10 @@ class TrainOptions(_Options):
     device: str = _flag("", "cpu, 0, 0,1 or mps", "machine", shown="the first CUDA device, else the CPU")
     workers: int = _flag(-1, "processes that load data, each device", "machine", low=-1, high=1024, shown="by CPUs")
     amp: str = _flag("auto", "mixed precision; auto = on CUDA", "machine", choices=("auto", "off", "fp16", "bf16"))
+    compile: bool = _flag(False, "compile backbone, neck and head: minutes at the start, faster steps", "machine")
+    profile: int = _flag(
+        0, "time N steps, show where the time goes, and exit", "machine", metavar="N", low=0, high=10_000, shown="off"
+    )
     sync_bn: bool = _flag(False, "batch norm over all devices", "machine")
     deterministic: bool = _flag(
         False, "take only kernels that give the same bits every time: slower on CUDA, and the rule on a CPU", "machine"
@@ -216,8 +220,12 @@ class TrainOptions(_Options):
             raise UserError(f"{' and '.join(said)} contradict each other: give one of them")
         if self.extend and self.resume is None:
             raise UserError(f"--extend {self.extend}: goes with --resume [PATH] and --epochs N, the new number in all")
-        if self.lr_find and (self.plan or self.resume is not None):
-            raise UserError(f"--lr-find and {'--plan' if self.plan else '--resume'}: give one of them")
+        instead = {"--plan": self.plan, "--lr-find": self.lr_find, "--profile": self.profile > 0}
+        asked = [flag for flag, given in instead.items() if given]
+        if asked[1:]:
+            raise UserError(f"{' and '.join(asked)}: each takes the place of training; give one of them")
+        if self.resume is not None and (self.lr_find or self.profile):
+            raise UserError(f"{asked[0]} and --resume: give one of them")
         if self.lr_find_from >= self.lr_find_to:
             raise UserError(
                 f"--lr-find-from {self.lr_find_from:g}: must be smaller than --lr-find-to {self.lr_find_to:g}"
