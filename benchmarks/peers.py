@@ -258,24 +258,24 @@ def measure_map(bench: Bench) -> None:
         theirs = worker.go()
         worker.close()
         bench.note("map", f"{options.peer_net} seed {seed}", {}, [theirs])
-        truth = work / "runs/timed-val/truth.json"
-        one, other = score(truth, work / "runs/timed-val/predictions.json"), score(truth, found)
+        truth = work / "runs/ours-val/truth.json"
+        one, other = score(truth, work / "runs/ours-val/predictions.json"), score(truth, found)
         text = f"mAP50-95 after {ours:.0f} s and {theirs['seconds']:.0f} s ({options.peer_net}, seed {seed})"
         bench.add(text, f"{one:.4f}", f"{other:.4f}", "", one / max(other, 1e-9), 1)
 
 
 def train_ours(bench: Bench, epochs: int, seed: int) -> float:
-    """Train, validate once more into `timed-val`, and return the seconds of the training, from start to end."""
+    """Train, validate once more into `ours-val`, and return the seconds of the training, from start to end."""
     quiet()
     begin, runs = time.perf_counter(), bench.work / "runs"
     shared = ["--data", "bccd", "--project", str(runs), "--exist-ok", "--noplots"]
     command = [sys.executable, "train.py", *shared, "--img", "320", "--batch", "16", "--epochs", str(epochs)]
-    command += ["--seed", str(seed), "--name", "timed"]
+    command += ["--seed", str(seed), "--name", "ours"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=(bench.work / "map-ours.log").open("w"))
     seconds = time.perf_counter() - begin
     (bench.work / "epoch.json").write_text(json.dumps(seconds / epochs))
-    weights = runs / "timed/weights/best.pt"
-    command = [sys.executable, "val.py", *shared, "--weights", str(weights), "--name", "timed-val", "--save-json"]
+    weights = runs / "ours/weights/best.pt"
+    command = [sys.executable, "val.py", *shared, "--weights", str(weights), "--name", "ours-val", "--save-json"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     bench.note("map", f"ours seed {seed}", {"epochs": epochs}, [{"seconds": seconds}])
     return seconds

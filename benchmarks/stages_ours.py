@@ -21,7 +21,7 @@ from data.index import build_index
 from models.decode import detect
 from models.head import Predictions, anchor_points
 from models.loss import DetectionLoss
-from utils.device import Precision, keep_freed_memory
+from utils.device import Precision, keep_freed_memory, select_device
 from utils.hyp import Hyp
 from utils.resume import start_anew
 
@@ -30,11 +30,14 @@ Facts = dict[str, Any]
 
 def build(settings: Facts) -> train.Training:
     """The training that `train.py` would do, ready for its first step."""
-    torch.set_num_threads(settings.get("threads", 2))
-    keep_freed_memory()
+    device = select_device(settings.get("device", "cpu"))
+    if device.type == "cpu":
+        torch.set_num_threads(settings.get("threads", 2))
+        keep_freed_memory()
     argv = ["--data", settings["data"], "--img", str(settings["size"]), "--batch", str(settings["batch"])]
-    options = train.parse_opt([*argv, "--device", "cpu", "--workers", "0"])
-    origin, device = start_anew(options), torch.device("cpu")
+    argv += ["--cfg", settings.get("cfg", "yolo-n"), "--workers", str(settings.get("workers", 0))]
+    options = train.parse_opt([*argv, "--device", str(device), *["--compile"] * settings.get("compile", False)])
+    origin = start_anew(options)
     data = train.build_data(options, origin, device)
     training, _ = train.build_training(options, origin, data, Precision(device, options.amp))
     training.model.train()
