@@ -21,7 +21,7 @@ import numpy as np
 
 from data.config import DataConfig, Source
 from data.faults import Fault
-from data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, Unreadable, image_headers, image_size
+from data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, Unreadable, header_notes, image_headers, read_header
 from utils.errors import UserError, suggest
 
 SNAP = 256  # steps a pixel that YOLO's rounded shares are put back on: exact for 6 decimals up to 2,600 px
@@ -182,11 +182,13 @@ def _read_entry(entry: _Entry, config: DataConfig) -> tuple[Record | None, list[
 
     file = entry.image
     try:
-        width, height = image_size(file)
+        header = read_header(file)
+        faults += [Fault(file, "", text, kind) for kind, text in header_notes(file, header)]
+        width, height = header.size
         file = entry.label
         objects = entry.read(entry.label, width, height, fault)
     except Unreadable as error:
-        return None, [*faults, Fault(file, "", f"{error}; the image is left out")]
+        return None, [*faults, Fault(file, "", f"{error}; the image is left out", error.kind, stops=True)]
     keep, boxes, areas = _check_boxes(
         objects, width, height, lambda i, text: fault(f"{entry.unit} {objects.numbers[i]}", text)
     )
