@@ -9,44 +9,29 @@ from __future__ import annotations
 import json
 import os
 import xml.etree.ElementTree as ET
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from data.blocks import Block, Entries, Group, Listed, block_of
+from data.clean_labels import CleanLabels, read_clean
 from data.config import DataConfig, Source
 from data.faults import Fault
 from data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, Unreadable, header_notes, image_headers, read_header
+from data.labels import Entry as _Entry
+from data.labels import Objects as _Objects
+from data.labels import Record
+from data.processes import FORKS, cores, in_processes
 from utils.errors import UserError, suggest
 
 SNAP = 256  # steps a pixel that YOLO's rounded shares are put back on: exact for 6 decimals up to 2,600 px
 SMALL_OVERHANG = 1.0  # px: a box that leaves the image by less is clipped without a word (rounding)
-THREADS = 8
-CHUNK = 64  # images a thread reads at a time
-
-
-@dataclass(frozen=True)
-class Record:
-    """An image and its objects.
-
-    name: its path relative to the data set's root, with `/`. width, height: pixels, upright.
-    boxes: float32 [N, 4], corners in pixels, inside the image. classes: int32 [N]. crowd: bool [N].
-    areas: float32 [N], square pixels: of the object's mask where the labels know it, else of its box.
-    """
-
-    image: Path
-    name: str
-    width: int
-    height: int
-    boxes: np.ndarray
-    classes: np.ndarray
-    crowd: np.ndarray
-    areas: np.ndarray
+CHUNK = 512  # images that are read at a time
+FEW = 1000 if FORKS else 20_000  # images that one process reads before others have started
 
 
 def read_split(config: DataConfig, split: str) -> tuple[list[Record], list[Fault]]:
@@ -54,27 +39,24 @@ def read_split(config: DataConfig, split: str) -> tuple[list[Record], list[Fault
 
     Raises `UserError` where the split can't be read at all, or has no images or no boxes.
     """
-    records, faults = [], []
-    for record, found in iter_split(config, split):
-        faults += found
-        if record is not None:
-            records.append(record)
+    records: list[Record] = []
+    faults: list[Fault] = []
+    for block in iter_split(config, split):
+        records += block.records(config.root)
+        faults += block.faults
     return records, faults
 
 
-def iter_split(config: DataConfig, split: str) -> Iterator[tuple[Record | None, list[Fault]]]:
-    """As `read_split`, an image at a time, each with the faults found in it (no record: the image is left out)."""
+def iter_split(config: DataConfig, split: str) -> Iterator[Block]:
+    """As `read_split`, a block of images at a time; many images are read by all cores."""
     entries, faults = _scan_split(config, split)
-    yield None, faults
+    yield block_of([], faults)
     images, boxes, first = 0, 0, faults[:1]
-    read = partial(_read_chunk, config=config)
-    with image_headers(), ThreadPoolExecutor(THREADS) as pool:
-        for chunk in pool.map(read, [entries[i : i + CHUNK] for i in range(0, len(entries), CHUNK)]):
-            for record, found in chunk:
-                first = first or found[:1]
-                images += record is not None
-                boxes += 0 if record is None else len(record.boxes)
-                yield record, found
+    for block in _read_blocks(entries, config):
+        first = first or block.faults[:1]
+        images += len(block)
+        boxes += len(block.boxes)
+        yield block
     why = f"; first fault: {first[0]}" if first else ""
     if not images:
         raise UserError(f"{config.file}: {split}: no image can be read{why}")
@@ -91,8 +73,7 @@ def split_files(config: DataConfig, split: str) -> Iterator[str]:
         if source.annotations is None:
             if source.images.is_file():
                 yield str(source.images)
-            images, _ = _yolo_images(source, config.root)
-            for image in images:
+            for image in _yolo_images(source, config.root, []):
                 yield image
                 yield from label_paths(image)
             continue
@@ -125,53 +106,81 @@ def _walk(folder: Path, suffixes: Sequence[str]) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-class _Objects(NamedTuple):
-    """The objects of an image before they are checked; `numbers` are what a fault calls them by."""
-
-    boxes: np.ndarray  # float64 [N, 4]
-    classes: np.ndarray  # int [N]
-    crowd: np.ndarray  # bool [N]
-    areas: np.ndarray  # float64 [N], NaN: that of the box
-    numbers: Sequence[Any]
-
-
-class _Entry(NamedTuple):
-    """An image, the file of its labels, what that file calls an object, and how it is read.
-
-    read(label, width, height, fault): calls fault(where, text) for an object that it leaves out.
-    """
-
-    name: str
-    image: str
-    label: str
-    unit: str
-    read: Callable[[str, int, int, Callable[[str, str], None]], _Objects]
-
-
-def _scan_split(config: DataConfig, split: str) -> tuple[list[_Entry], list[Fault]]:
+def _scan_split(config: DataConfig, split: str) -> tuple[Entries, list[Fault]]:
     faults: list[Fault] = []
-    entries: list[_Entry] = []
+    groups: list[tuple[Group, Iterable[tuple[str, str]]]] = []
     for source in config.split(split).sources:
         if source.annotations is None:
-            found, more = _scan_yolo(source, config)
-        elif source.annotations.is_dir():
-            found, more = _scan_voc(source, config)
-        else:
-            found, more = _scan_coco(source, config)
-        entries += found
+            groups.append((YoloImages(config), _yolo_names(source, config, faults)))
+            continue
+        found, more = (_scan_voc if source.annotations.is_dir() else _scan_coco)(source, config)
+        own = source.annotations.is_dir()
+        groups.append((Listed(found), [(entry.name, entry.label * own) for entry in found]))
         faults += more
-    if not entries:
+    entries = Entries(groups)
+    if not len(entries):
         where = ", ".join(str(source.images) for source in config.split(split).sources)
         why = f"; first fault: {faults[0]}" if faults else ""
         raise UserError(f"{config.file}: {split}: no images in {where}{why}")
-    for name, count in Counter(entry.name for entry in entries).items():
-        if count > 1:
-            faults.append(Fault(os.path.join(config.root, name), "", f"listed {count} times, and counts as often"))
-    return sorted(entries, key=lambda entry: entry.name), faults
+    for source in config.split(split).sources:
+        if source.annotations is None and source.images.is_dir():
+            faults += [*_other_images(source.images), *_labels_alone(source.images, entries)]
+    for name, count in entries.repeated:
+        faults.append(Fault(os.path.join(config.root, name), "", f"listed {count} times, and counts as often"))
+    for label, names in entries.shared_labels():
+        text = f"the label file of {' and of '.join(names)}, give all but one of them another name"
+        faults.append(Fault(label, "", text, "image-two-of-one-stem", stops=True))
+    return entries, faults
 
 
-def _read_chunk(entries: Sequence[_Entry], config: DataConfig) -> list[tuple[Record | None, list[Fault]]]:
-    return [_read_entry(entry, config) for entry in entries]
+def _read_blocks(entries: Entries, config: DataConfig) -> Iterator[Block]:
+    spans = [(first, min(first + CHUNK, len(entries))) for first in range(0, len(entries), CHUNK)]
+    if len(entries) < FEW:
+        yield from map(_Reader(entries, config), spans)
+    else:  # a process that waits for a disk doesn't need a core
+        yield from in_processes(partial(_Reader, entries, config), spans, max(cores(), 4))
+
+
+class _Reader:
+    """Reads stretches of entries: YOLO labels many at a time where they are clean, all else one by one."""
+
+    def __init__(self, entries: Entries, config: DataConfig) -> None:
+        self._entries, self._config = entries, config
+
+    def __call__(self, span: tuple[int, int]) -> Block:
+        entries, config = self._entries, self._config
+        quick = [i for i in range(*span) if isinstance(entries.group(i), YoloImages)]
+        with image_headers():
+            images = [_image_path(entries.name(i), config.root) for i in quick]
+            found = read_clean(images, label_paths, len(config.label_names))
+            if found.clean.all() and len(quick) == span[1] - span[0]:
+                return self._clean_block(span, found)
+            places = {i: k for k, i in enumerate(quick) if found.clean[k]}
+            ends = np.cumsum(found.counts)
+            records: list[Record] = []
+            faults: list[Fault] = []
+            for i in range(*span):
+                k = places.get(i)
+                if k is None:
+                    record, more = _read_entry(entries[i], config)
+                    faults += more
+                    records += [record] if record is not None else []
+                else:
+                    own = slice(ends[k] - found.counts[k], ends[k])
+                    records.append(self._clean_record(images[k], entries.name(i), found, k, own))
+        return block_of(records, faults)
+
+    def _clean_block(self, span: tuple[int, int], found: CleanLabels) -> Block:
+        names, lengths = self._entries.names(*span)
+        classes = np.zeros_like(found.classes) if self._config.single_cls else found.classes
+        crowd = np.zeros(len(classes), bool)
+        return Block(names, lengths, found.sizes, found.counts, found.boxes, classes, crowd, found.areas)
+
+    def _clean_record(self, image: str, name: str, found: CleanLabels, k: int, own: slice) -> Record:
+        width, height = found.sizes[k].tolist()
+        classes = np.zeros_like(found.classes[own]) if self._config.single_cls else found.classes[own]
+        crowd = np.zeros(len(classes), bool)
+        return Record(Path(image), name, width, height, found.boxes[own], classes, crowd, found.areas[own])
 
 
 def _read_entry(entry: _Entry, config: DataConfig) -> tuple[Record | None, list[Fault]]:
@@ -244,6 +253,10 @@ def _read_lines(path: str | Path) -> list[str]:
         raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
 
 
+def _image_path(name: str, root: Path) -> str:
+    return os.path.normpath(os.path.join(root, name))
+
+
 def _name(image: str, root: Path) -> str:
     try:
         name = os.path.relpath(image, root)
@@ -272,27 +285,39 @@ def label_paths(image: str) -> list[str]:
     return [beside]
 
 
-def _scan_yolo(source: Source, config: DataConfig) -> tuple[list[_Entry], list[Fault]]:
-    images, faults = _yolo_images(source, config.root)
-    read = partial(_read_yolo, config=config)
-    entries = []
-    for image in images:
+@dataclass(frozen=True)
+class YoloImages:
+    """The images of a YOLO source."""
+
+    config: DataConfig
+
+    def entry(self, name: str, row: int) -> _Entry:
+        image = _image_path(name, self.config.root)
         labels = label_paths(image)
         label = next((path for path in labels if os.path.isfile(path)), labels[0])
-        entries.append(_Entry(_name(image, config.root), image, label, "line", read))
-    if source.images.is_dir():
-        faults += _other_images(source.images)
-        faults += _labels_alone(source.images, {entry.label for entry in entries})
-    return entries, faults
+        return _Entry(name, image, label, "line", partial(_read_yolo, config=self.config))
 
 
-def _yolo_images(source: Source, root: Path) -> tuple[list[str], list[Fault]]:
+def _yolo_names(source: Source, config: DataConfig, faults: list[Fault]) -> Iterator[tuple[str, str]]:
+    """Yield name and label file (the first place for it) of every image."""
+    images = _yolo_images(source, config.root, faults)
+    folder = prefix = labels = ""
+    for image in images:
+        own, _, file = image.rpartition(os.sep)
+        if own != folder:
+            folder = own
+            prefix = _name(os.path.join(folder, "x"), config.root)[:-1]
+            labels = label_paths(os.path.join(folder, "x.jpg"))[0][: -len("x.txt")]
+        yield prefix + file, f"{labels}{os.path.splitext(file)[0]}.txt"
+
+
+def _yolo_images(source: Source, root: Path, faults: list[Fault]) -> Iterator[str]:
     if source.images.is_dir():
-        return list(_walk(source.images, IMAGE_SUFFIXES)), []
+        yield from _walk(source.images, IMAGE_SUFFIXES)
+        return
     if source.images.suffix.lower() != ".txt":
         hint = "; a COCO json is given as {images: FOLDER, annotations: FILE.json}" * (source.images.suffix == ".json")
         raise UserError(f"{source.images}: neither a folder of images nor a txt list of them{hint}")
-    images, faults = [], []
     for number, line in enumerate(_read_lines(source.images), 1):
         if not line:
             continue
@@ -303,17 +328,23 @@ def _yolo_images(source: Source, root: Path) -> tuple[list[str], list[Fault]]:
             text = f"no such image: {line} (tried {', '.join(dict.fromkeys(tried))})"
             faults.append(Fault(str(source.images), f"line {number}", text))
         else:
-            images.append(found)
-    return images, faults
+            yield found
 
 
-def _labels_alone(images: Path, used: set[str]) -> list[Fault]:
+def _labels_alone(images: Path, entries: Entries) -> list[Fault]:
     """Label files of a folder that no image has. `classes.txt` is what labelling tools leave there."""
     folder = Path(label_paths(str(images / "image.jpg"))[0]).parent
     if not folder.is_dir() or folder == images:
         return []
-    alone = (path for path in _walk(folder, (".txt",)) if path not in used and os.path.basename(path) != "classes.txt")
-    return [Fault(path, "", "no image for these labels: left out") for path in alone]
+    # Of a million paths, two have one hash once in many million data sets.
+    hashes = np.fromiter(map(hash, _walk(folder, (".txt",))), np.int64)
+    alone = set(np.flatnonzero(~np.isin(hashes, entries.labels)).tolist())
+    paths = [path for i, path in enumerate(_walk(folder, (".txt",))) if i in alone] if alone else []
+    return [
+        Fault(path, "", "no image for these labels: left out")
+        for path in paths
+        if os.path.basename(path) != "classes.txt"
+    ]
 
 
 def _read_yolo(

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data.blocks import Block
 from data.cache import cache_root
 from data.config import DataConfig
 from data.faults import Fault
-from data.formats import Record, iter_split, split_files
+from data.formats import iter_split, split_files
 
 FORMAT = 1  # part of every cached index's key: raise it when the readers give other arrays
 ARRAYS = ("paths", "path_offsets", "sizes", "boxes", "classes", "crowd", "areas", "offsets")
@@ -77,28 +78,26 @@ class Index:
         return digest.hexdigest()
 
 
-def pack(root: str, records: Iterable[Record]) -> Index:
-    """Put records into an index; they may come one at a time and aren't kept."""
-    names: list[bytes] = []
-    sizes: list[tuple[int, int]] = []
-    parts: dict[str, list[np.ndarray]] = {"boxes": [], "classes": [], "crowd": [], "areas": []}
-    counts: list[int] = []
-    for record in records:
-        names.append(os.fsencode(record.name))
-        sizes.append((record.width, record.height))
-        counts.append(len(record.boxes))
-        for key, arrays in parts.items():
-            arrays.append(getattr(record, key))
-    empty = {"boxes": np.zeros((0, 4), np.float32), "classes": np.zeros(0, np.int32)}
-    empty |= {"crowd": np.zeros(0, bool), "areas": np.zeros(0, np.float32)}
-    return Index(
-        root=root,
-        paths=np.frombuffer(b"".join(names), np.uint8).copy(),
-        path_offsets=_offsets([len(name) for name in names]),
-        sizes=np.array(sizes, np.int32).reshape(-1, 2),
-        offsets=_offsets(counts),
-        **{key: np.concatenate([empty[key], *arrays]) for key, arrays in parts.items()},
-    )
+def pack(root: str, blocks: Iterable[Block]) -> Index:
+    """Put blocks into an index, one at a time: they aren't kept, and no array is ever there twice."""
+    fields = {"paths": ("names", "u1"), "path_offsets": ("lengths", "i8"), "sizes": ("sizes", "i4")}
+    fields |= {
+        "boxes": ("boxes", "f4"),
+        "classes": ("classes", "i4"),
+        "crowd": ("crowd", "?"),
+        "areas": ("areas", "f4"),
+    }
+    fields |= {"offsets": ("counts", "i8")}
+    buffers = {key: bytearray() for key in ARRAYS}  # they grow in place
+    for block in blocks:
+        for key, (source, kind) in fields.items():
+            part = getattr(block, source)
+            buffers[key] += part if source == "names" else np.asarray(part, kind).tobytes()
+    arrays = {key: np.frombuffer(buffers[key], fields[key][1]) for key in ARRAYS}
+    for key in ("path_offsets", "offsets"):
+        arrays[key] = np.concatenate([np.zeros(1, np.int64), np.cumsum(arrays[key])])
+    arrays |= {"sizes": arrays["sizes"].reshape(-1, 2), "boxes": arrays["boxes"].reshape(-1, 4)}
+    return Index(root=root, **arrays)
 
 
 def build_index(config: DataConfig, split: str, cache: bool = True) -> tuple[Index, list[Fault]]:
@@ -114,20 +113,15 @@ def build_index(config: DataConfig, split: str, cache: bool = True) -> tuple[Ind
         return kept
     faults: list[Fault] = []
 
-    def records() -> Iterable[Record]:
-        for record, found in iter_split(config, split):
-            faults.extend(found)
-            if record is not None:
-                yield record
+    def blocks() -> Iterable[Block]:
+        for block in iter_split(config, split):
+            faults.extend(block.faults)
+            yield block
 
-    index = pack(str(config.root), records())
+    index = pack(str(config.root), blocks())
     if cache:
         _save(file, key, index, faults)
     return index, faults
-
-
-def _offsets(counts: list[int]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64)
 
 
 def _identity(config: DataConfig, split: str) -> str:

@@ -397,7 +397,10 @@ def test_voc_split_lists(tmp_path: Path) -> None:
         "train.txt:line 5: 'b' names 2 images, the first is taken: b.jpg, b.png",
     ]
     _, faults = read_voc(tmp_path, voc(("cat", 1, 2, 30, 40)))  # without a list, labels without an image are lost
-    assert faults == ["other.xml:: no image for these labels: left out"]
+    assert faults == [
+        "other.xml:: no image for these labels: left out",
+        "b.xml:: the label file of JPEGImages/b.jpg and of JPEGImages/b.png, give all but one of them another name",
+    ]
 
 
 # ---------------------------------------------------------------- COCO

@@ -15,10 +15,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import data.index
+from data.blocks import block_of
 from data.cache import cache_root
 from data.config import DataConfig, load_data_config
-from data.formats import Record
 from data.index import ARRAYS, Index, build_index, pack
+from data.labels import Record
 
 NAMES = ("RBC", "WBC", "Platelets")
 WIDTH, HEIGHT = 640, 480  # of every image of BCCD
@@ -187,7 +188,7 @@ def test_no_records() -> None:
     assert len(index) == 0 and index.offsets.tolist() == [0] and index.boxes.shape == (0, 4)
     empty = np.zeros(0, np.float32)
     record = Record(Path("/a"), "a", 3, 2, empty.reshape(0, 4), empty.astype(np.int32), empty.astype(bool), empty)
-    index = pack("/", [record])
+    index = pack("/", [block_of([record])])
     assert len(index) == 1 and index.backgrounds == 1 and index.sizes.tolist() == [[3, 2]]
 
 

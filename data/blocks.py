@@ -1,0 +1,165 @@
+"""Many images at a time: the images of a split as packed names, and what was read of a stretch of them.
+
+A Python object for each of a million images would take more memory than their labels.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from data.faults import Fault
+from data.labels import Entry, Record
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some images and their objects, one after another, and the faults found in reading them.
+
+    names: the images' paths relative to the root, UTF-8. lengths: int64 [N], of the names. sizes: int32 [N, 2], (w, h).
+    counts: int64 [N], objects of each image. boxes, classes, crowd, areas: of all objects, as in a `Record`.
+    """
+
+    names: bytes
+    lengths: np.ndarray
+    sizes: np.ndarray
+    counts: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    crowd: np.ndarray
+    areas: np.ndarray
+    faults: list[Fault] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def records(self, root: str | Path) -> Iterator[Record]:
+        begin = end = objects = 0
+        for length, (width, height), count in zip(self.lengths, self.sizes, self.counts, strict=True):
+            end += int(length)
+            name = os.fsdecode(self.names[begin:end])
+            own = slice(objects, objects + int(count))
+            begin, objects = end, own.stop
+            yield Record(
+                Path(os.path.normpath(os.path.join(root, name))),
+                name,
+                int(width),
+                int(height),
+                self.boxes[own],
+                self.classes[own],
+                self.crowd[own],
+                self.areas[own],
+            )
+
+
+def block_of(records: Sequence[Record], faults: Iterable[Fault] = ()) -> Block:
+    """Put records into a block."""
+    names = [os.fsencode(record.name) for record in records]
+    return Block(
+        names=b"".join(names),
+        lengths=np.array([len(name) for name in names], np.int64),
+        sizes=np.array([(record.width, record.height) for record in records], np.int32).reshape(-1, 2),
+        counts=np.array([len(record.boxes) for record in records], np.int64),
+        boxes=np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in records)]),
+        classes=np.concatenate([np.zeros(0, np.int32), *(record.classes for record in records)]),
+        crowd=np.concatenate([np.zeros(0, bool), *(record.crowd for record in records)]),
+        areas=np.concatenate([np.zeros(0, np.float32), *(record.areas for record in records)]),
+        faults=list(faults),
+    )
+
+
+class Group(Protocol):
+    """Images whose entries are made in one way. Pickles."""
+
+    def entry(self, name: str, row: int) -> Entry:
+        """The entry of an image by its name, or by its place among those of the group."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A group whose entries are at hand."""
+
+    entries: Sequence[Entry]
+
+    def entry(self, name: str, row: int) -> Entry:
+        return self.entries[row]
+
+
+class Entries(Sequence[Entry]):
+    """The entries of a split by the names of the images; each is made when it is asked for."""
+
+    def __init__(self, groups: Iterable[tuple[Group, Iterable[tuple[str, str]]]]) -> None:
+        """groups: each with (name, the file of the labels if it is the image's own) of all its images."""
+        self.groups: list[Group] = []
+        self.repeated: list[tuple[str, int]] = []  # names that are there several times, and how often
+        names, lengths, group, row, labels = bytearray(), array("q"), array("H"), array("i"), array("q")
+        previous, ascending = "", True
+        for number, (one, images) in enumerate(groups):
+            self.groups.append(one)
+            for place, (name, label) in enumerate(images):
+                ascending, previous = ascending and previous < name, name
+                data = os.fsencode(name)
+                names += data
+                lengths.append(len(data))
+                group.append(number)
+                row.append(place)
+                labels.append(hash(label) if label else 0)
+        self._names, self._offsets = bytes(names), _offsets(np.frombuffer(lengths, np.int64))
+        self._group, self._row = np.frombuffer(group, np.uint16), np.frombuffer(row, np.int32)
+        self.labels = np.frombuffer(labels, np.int64)  # hashes of the labels' paths; 0: not the image's own
+        del names
+        if not ascending:
+            self._sort()
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __getitem__(self, i: int) -> Entry:  # type: ignore[override]
+        return self.groups[self._group[i]].entry(self.name(i), int(self._row[i]))
+
+    def name(self, i: int) -> str:
+        return os.fsdecode(self._names[self._offsets[i] : self._offsets[i + 1]])
+
+    def names(self, first: int, last: int) -> tuple[bytes, np.ndarray]:
+        """The names of images `first` to `last`, after one another, and their lengths."""
+        offsets = self._offsets[first : last + 1]
+        return self._names[offsets[0] : offsets[-1]], np.diff(offsets)
+
+    def group(self, i: int) -> Group:
+        return self.groups[self._group[i]]
+
+    def shared_labels(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield label files that are those of several images, with the images' names."""
+        order = np.argsort(self.labels, kind="stable")
+        ascending = self.labels[order]
+        same = (ascending[1:] == ascending[:-1]) & (ascending[1:] != 0)
+        sharing: dict[str, list[str]] = {}
+        for i in np.unique([order[:-1][same], order[1:][same]]):
+            entry = self[int(i)]
+            sharing.setdefault(entry.label, []).append(entry.name)
+        for label, names in sharing.items():
+            if len(set(names)) > 1:
+                yield label, list(dict.fromkeys(names))
+
+    def _sort(self) -> None:
+        names = [self.name(i) for i in range(len(self))]
+        order = sorted(range(len(names)), key=names.__getitem__)
+        counts: dict[int, int] = {}  # by the first of them, as the sources give them
+        first = order[0]
+        for i in order:
+            first = first if names[first] == names[i] else i
+            counts[first] = counts.get(first, 0) + 1
+        self.repeated = [(names[i], counts[i]) for i in sorted(counts) if counts[i] > 1]
+        encoded = [os.fsencode(names[i]) for i in order]
+        self._names, self._offsets = b"".join(encoded), _offsets(np.array([len(name) for name in encoded], np.int64))
+        self._group, self._row, self.labels = self._group[order], self._row[order], self.labels[order]
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
