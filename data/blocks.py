@@ -5,8 +5,8 @@ A Python object for each of a million images would take more memory than their l
 
 from __future__ import annotations
 
+import itertools
 import os
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +15,22 @@ from typing import Protocol
 import numpy as np
 
 from data.faults import Fault
+from data.growing import Growing
 from data.labels import Entry, Record
+
+SOME = 4096  # names that are objects of Python at a time
 
 
 @dataclass(frozen=True)
 class Block:
     """Some images and their objects, one after another, and the faults found in reading them.
 
-    names: the images' paths relative to the root, UTF-8. lengths: int64 [N], of the names. sizes: int32 [N, 2], (w, h).
-    counts: int64 [N], objects of each image. boxes, classes, crowd, areas: of all objects, as in a `Record`.
+    names: uint8 [P], the images' paths relative to the root, UTF-8. lengths: int64 [N], of the names.
+    sizes: int32 [N, 2], (w, h) px. counts: int64 [N], objects of each image.
+    boxes, classes, crowd, areas: of all objects, as in a `Record`.
     """
 
-    names: bytes
+    names: np.ndarray
     lengths: np.ndarray
     sizes: np.ndarray
     counts: np.ndarray
@@ -43,7 +47,7 @@ class Block:
         begin = end = objects = 0
         for length, (width, height), count in zip(self.lengths, self.sizes, self.counts, strict=True):
             end += int(length)
-            name = os.fsdecode(self.names[begin:end])
+            name = os.fsdecode(self.names[begin:end].tobytes())
             own = slice(objects, objects + int(count))
             begin, objects = end, own.stop
             yield Record(
@@ -62,7 +66,7 @@ def block_of(records: Sequence[Record], faults: Iterable[Fault] = ()) -> Block:
     """Put records into a block."""
     names = [os.fsencode(record.name) for record in records]
     return Block(
-        names=b"".join(names),
+        names=np.frombuffer(b"".join(names), np.uint8),
         lengths=np.array([len(name) for name in names], np.int64),
         sizes=np.array([(record.width, record.height) for record in records], np.int32).reshape(-1, 2),
         counts=np.array([len(record.boxes) for record in records], np.int64),
@@ -98,24 +102,34 @@ class Entries(Sequence[Entry]):
         """groups: each with (name, the file of the labels if it is the image's own) of all its images."""
         self.groups: list[Group] = []
         self.repeated: list[tuple[str, int]] = []  # names that are there several times, and how often
-        names, lengths, group, row, labels = bytearray(), array("q"), array("H"), array("i"), array("q")
-        previous, ascending = "", True
-        for number, (one, images) in enumerate(groups):
-            self.groups.append(one)
-            for place, (name, label) in enumerate(images):
-                ascending, previous = ascending and previous < name, name
-                data = os.fsencode(name)
-                names += data
-                lengths.append(len(data))
-                group.append(number)
-                row.append(place)
-                labels.append(hash(label) if label else 0)
-        self._names, self._offsets = bytes(names), _offsets(np.frombuffer(lengths, np.int64))
-        self._group, self._row = np.frombuffer(group, np.uint16), np.frombuffer(row, np.int32)
-        self.labels = np.frombuffer(labels, np.int64)  # hashes of the labels' paths; 0: not the image's own
-        del names
+        ascending = self._fill(groups)
         if not ascending:
             self._sort()
+
+    def _fill(self, groups: Iterable[tuple[Group, Iterable[tuple[str, str]]]]) -> bool:
+        """Pack the names; do they ascend?"""
+        names, ends, group, row, labels = (Growing() for _ in range(5))
+        ends.add(np.zeros(1, np.int64))
+        previous, ascending, end = "", True, 0
+        for number, (one, images) in enumerate(groups):
+            self.groups.append(one)
+            place, images = 0, iter(images)
+            while some := list(itertools.islice(images, SOME)):
+                for name, _ in some:
+                    ascending, previous = ascending and previous < name, name
+                encoded = [os.fsencode(name) for name, _ in some]
+                offsets = end + np.cumsum([len(name) for name in encoded], dtype=np.int64)
+                end = int(offsets[-1])
+                names.add(b"".join(encoded))
+                ends.add(offsets)
+                group.add(np.full(len(some), number, np.uint16))
+                row.add(np.arange(place, place + len(some), dtype=np.int32))
+                labels.add(np.array([hash(label) if label else 0 for _, label in some], np.int64))
+                place += len(some)
+        self._names, self._offsets = names.array("u1"), ends.array("i8")
+        self._group, self._row = group.array("u2"), row.array("i4")
+        self._labels = labels.array("i8")  # hashes of the labels' paths; 0: not the image's own
+        return ascending
 
     def __len__(self) -> int:
         return len(self._row)
@@ -124,9 +138,9 @@ class Entries(Sequence[Entry]):
         return self.groups[self._group[i]].entry(self.name(i), int(self._row[i]))
 
     def name(self, i: int) -> str:
-        return os.fsdecode(self._names[self._offsets[i] : self._offsets[i + 1]])
+        return os.fsdecode(self._names[self._offsets[i] : self._offsets[i + 1]].tobytes())
 
-    def names(self, first: int, last: int) -> tuple[bytes, np.ndarray]:
+    def names(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """The names of images `first` to `last`, after one another, and their lengths."""
         offsets = self._offsets[first : last + 1]
         return self._names[offsets[0] : offsets[-1]], np.diff(offsets)
@@ -136,16 +150,24 @@ class Entries(Sequence[Entry]):
 
     def shared_labels(self) -> Iterator[tuple[str, list[str]]]:
         """Yield label files that are those of several images, with the images' names."""
-        order = np.argsort(self.labels, kind="stable")
-        ascending = self.labels[order]
-        same = (ascending[1:] == ascending[:-1]) & (ascending[1:] != 0)
+        ascending = np.sort(self._labels)
+        several = np.unique(ascending[1:][(ascending[1:] == ascending[:-1]) & (ascending[1:] != 0)])
         sharing: dict[str, list[str]] = {}
-        for i in np.unique([order[:-1][same], order[1:][same]]):
+        for i in np.flatnonzero(np.isin(self._labels, several)) if len(several) else ():
             entry = self[int(i)]
             sharing.setdefault(entry.label, []).append(entry.name)
         for label, names in sharing.items():
             if len(set(names)) > 1:
                 yield label, list(dict.fromkeys(names))
+
+    def without_images(self, paths: Iterator[str]) -> Iterator[str]:
+        """Yield those of some label files that are no image's own."""
+        ascending = np.sort(self._labels)
+        while some := list(itertools.islice(paths, SOME)):
+            # Of a million paths, two have one hash once in many million data sets.
+            hashes = np.fromiter(map(hash, some), np.int64, len(some))
+            places = np.minimum(np.searchsorted(ascending, hashes), len(ascending) - 1)
+            yield from (some[i] for i in np.flatnonzero(ascending[places] != hashes))
 
     def _sort(self) -> None:
         names = [self.name(i) for i in range(len(self))]
@@ -157,9 +179,6 @@ class Entries(Sequence[Entry]):
             counts[first] = counts.get(first, 0) + 1
         self.repeated = [(names[i], counts[i]) for i in sorted(counts) if counts[i] > 1]
         encoded = [os.fsencode(names[i]) for i in order]
-        self._names, self._offsets = b"".join(encoded), _offsets(np.array([len(name) for name in encoded], np.int64))
-        self._group, self._row, self.labels = self._group[order], self._row[order], self.labels[order]
-
-
-def _offsets(lengths: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self._names = np.frombuffer(b"".join(encoded), np.uint8)
+        self._offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        self._group, self._row, self._labels = self._group[order], self._row[order], self._labels[order]

@@ -52,7 +52,9 @@ def iter_split(config: DataConfig, split: str) -> Iterator[Block]:
     entries, faults = _scan_split(config, split)
     yield block_of([], faults)
     images, boxes, first = 0, 0, faults[:1]
-    for block in _read_blocks(entries, config):
+    looked_for, blocks = entries[0].label, _read_blocks(entries, config)
+    del entries  # the processes that read them have their own
+    for block in blocks:
         first = first or block.faults[:1]
         images += len(block)
         boxes += len(block.boxes)
@@ -61,27 +63,62 @@ def iter_split(config: DataConfig, split: str) -> Iterator[Block]:
     if not images:
         raise UserError(f"{config.file}: {split}: no image can be read{why}")
     if not boxes:
-        raise UserError(
-            f"{config.file}: {split}: no boxes in {images} images (labels looked for as {entries[0].label}){why}"
-        )
+        raise UserError(f"{config.file}: {split}: no boxes in {images} images (labels looked for as {looked_for}){why}")
 
 
-def split_files(config: DataConfig, split: str) -> Iterator[str]:
-    """All files that reading the split may depend on, whether they exist or not; more than needed does no harm."""
+def split_state(config: DataConfig, split: str) -> Iterator[str]:
+    """What all files that reading the split may depend on are like, there or not; more than needed does no harm."""
     for source in config.split(split).sources:
-        yield from map(str, source.lists)
-        if source.annotations is None:
-            if source.images.is_file():
-                yield str(source.images)
-            for image in _yolo_images(source, config.root, []):
-                yield image
-                yield from label_paths(image)
+        yield from (_file_state(str(path)) for path in source.lists)
+        if source.annotations is not None and not source.annotations.is_dir():
+            yield _file_state(str(source.annotations))
+        if source.images.is_dir():
+            folders = {source.images, source.annotations or _labels_folder(source.images)}
+            for folder in sorted(folder for folder in folders if folder.is_dir()):
+                yield from _folder_state(str(folder), (*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES, ".txt", ".xml"))
             continue
-        yield from _walk(source.images, IMAGE_SUFFIXES)
-        if source.annotations.is_dir():
-            yield from _walk(source.annotations, (".xml",))
-        else:
-            yield str(source.annotations)
+        yield _file_state(str(source.images))
+        for image in _yolo_images(source, config.root, []):
+            yield from map(_file_state, (image, *label_paths(image)))
+
+
+def _file_state(path: str) -> str:
+    try:
+        stat = os.stat(path)
+        return f"{path}\0{stat.st_size} {stat.st_mtime_ns}"
+    except OSError:
+        return f"{path}\0absent"
+
+
+def _folder_state(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Path, size and time of the files with one of the suffixes, a folder at a time: one look at each file."""
+    seen: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        files, folders = [], []
+        try:
+            with os.scandir(folder) as found:
+                for file in found:
+                    name = file.name
+                    if file.is_dir():
+                        if not name.startswith("."):
+                            folders.append(file.path)
+                    elif name.lower().endswith(suffixes):
+                        try:
+                            stat = file.stat()
+                            files.append(f"{name}\0{stat.st_size} {stat.st_mtime_ns}")
+                        except OSError:
+                            files.append(f"{name}\0absent")
+        except OSError as error:
+            files.append(str(error.errno))
+        yield folder
+        yield from sorted(files)
+        waiting += sorted(folders)
 
 
 def _walk(folder: Path, suffixes: Sequence[str]) -> Iterator[str]:
@@ -136,9 +173,9 @@ def _scan_split(config: DataConfig, split: str) -> tuple[Entries, list[Fault]]:
 def _read_blocks(entries: Entries, config: DataConfig) -> Iterator[Block]:
     spans = [(first, min(first + CHUNK, len(entries))) for first in range(0, len(entries), CHUNK)]
     if len(entries) < FEW:
-        yield from map(_Reader(entries, config), spans)
-    else:  # a process that waits for a disk doesn't need a core
-        yield from in_processes(partial(_Reader, entries, config), spans, max(cores(), 4))
+        return map(_Reader(entries, config), spans)
+    # More than the cores: one that waits for a disk needs none.
+    return in_processes(partial(_Reader, entries, config), spans, max(cores(), 4))
 
 
 class _Reader:
@@ -285,6 +322,11 @@ def label_paths(image: str) -> list[str]:
     return [beside]
 
 
+def _labels_folder(images: Path) -> Path:
+    """Where the labels of the images in a folder are."""
+    return Path(label_paths(str(images / "image.jpg"))[0]).parent
+
+
 @dataclass(frozen=True)
 class YoloImages:
     """The images of a YOLO source."""
@@ -333,16 +375,12 @@ def _yolo_images(source: Source, root: Path, faults: list[Fault]) -> Iterator[st
 
 def _labels_alone(images: Path, entries: Entries) -> list[Fault]:
     """Label files of a folder that no image has. `classes.txt` is what labelling tools leave there."""
-    folder = Path(label_paths(str(images / "image.jpg"))[0]).parent
+    folder = _labels_folder(images)
     if not folder.is_dir() or folder == images:
         return []
-    # Of a million paths, two have one hash once in many million data sets.
-    hashes = np.fromiter(map(hash, _walk(folder, (".txt",))), np.int64)
-    alone = set(np.flatnonzero(~np.isin(hashes, entries.labels)).tolist())
-    paths = [path for i, path in enumerate(_walk(folder, (".txt",))) if i in alone] if alone else []
     return [
         Fault(path, "", "no image for these labels: left out")
-        for path in paths
+        for path in entries.without_images(_walk(folder, (".txt",)))
         if os.path.basename(path) != "classes.txt"
     ]
 

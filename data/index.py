@@ -17,10 +17,22 @@ from data.blocks import Block
 from data.cache import cache_root
 from data.config import DataConfig
 from data.faults import Fault
-from data.formats import iter_split, split_files
+from data.formats import iter_split, split_state
+from data.growing import Growing
 
 FORMAT = 1  # part of every cached index's key: raise it when the readers give other arrays
-ARRAYS = ("paths", "path_offsets", "sizes", "boxes", "classes", "crowd", "areas", "offsets")
+KINDS = {
+    "paths": "u1",
+    "path_offsets": "i8",
+    "sizes": "i4",
+    "boxes": "f4",
+    "classes": "i4",
+    "crowd": "?",
+    "areas": "f4",
+}
+KINDS["offsets"] = "i8"
+ARRAYS = tuple(KINDS)
+PARTS = {"paths": "names", "path_offsets": "lengths", "offsets": "counts"}  # of a block, where it calls them otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,22 +92,18 @@ class Index:
 
 def pack(root: str, blocks: Iterable[Block]) -> Index:
     """Put blocks into an index, one at a time: they aren't kept, and no array is ever there twice."""
-    fields = {"paths": ("names", "u1"), "path_offsets": ("lengths", "i8"), "sizes": ("sizes", "i4")}
-    fields |= {
-        "boxes": ("boxes", "f4"),
-        "classes": ("classes", "i4"),
-        "crowd": ("crowd", "?"),
-        "areas": ("areas", "f4"),
-    }
-    fields |= {"offsets": ("counts", "i8")}
-    buffers = {key: bytearray() for key in ARRAYS}  # they grow in place
+    buffers = {key: Growing() for key in ARRAYS}
+    ends = {"path_offsets": 0, "offsets": 0}
+    for key in ends:
+        buffers[key].add(np.zeros(1, np.int64))
     for block in blocks:
-        for key, (source, kind) in fields.items():
-            part = getattr(block, source)
-            buffers[key] += part if source == "names" else np.asarray(part, kind).tobytes()
-    arrays = {key: np.frombuffer(buffers[key], fields[key][1]) for key in ARRAYS}
-    for key in ("path_offsets", "offsets"):
-        arrays[key] = np.concatenate([np.zeros(1, np.int64), np.cumsum(arrays[key])])
+        for key, end in ends.items():
+            offsets = end + np.cumsum(getattr(block, PARTS[key]), dtype=np.int64)
+            buffers[key].add(offsets)
+            ends[key] = int(offsets[-1]) if len(offsets) else end
+        for key in set(ARRAYS) - set(ends):
+            buffers[key].add(np.asarray(getattr(block, PARTS.get(key, key)), KINDS[key]))
+    arrays = {key: buffers[key].array(KINDS[key]) for key in ARRAYS}
     arrays |= {"sizes": arrays["sizes"].reshape(-1, 2), "boxes": arrays["boxes"].reshape(-1, 4)}
     return Index(root=root, **arrays)
 
@@ -138,13 +146,8 @@ def _cache_file(config: DataConfig, split: str) -> Path:
 def _key(config: DataConfig, split: str) -> str:
     """A hash of what the yaml says and of path, size and time of every file that was, or could be, read."""
     digest = hashlib.sha256(_identity(config, split).encode(errors="surrogateescape"))
-    for path in split_files(config, split):
-        try:
-            stat = os.stat(path)
-            state = f"{stat.st_size} {stat.st_mtime_ns}"
-        except OSError:
-            state = "absent"
-        digest.update(f"\0{path}\0{state}".encode(errors="surrogateescape"))
+    for state in split_state(config, split):
+        digest.update(b"\0" + state.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

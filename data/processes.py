@@ -40,8 +40,10 @@ def in_processes(make: Callable[[], Callable[[Item], Result]], items: Sequence[I
     ahead waits until its results are taken. What `make` holds and the results must pickle. An exception of the work is
     raised here. Raises `WorkerDied` where a process ends before its work does.
     """
+    if not items:
+        return
     context = multiprocessing.get_context("fork" if FORKS else "spawn")
-    count = max(min(count, len(items)), 1)
+    count = min(count, len(items))
     readers: list[Connection] = []
     workers = []
     try:
@@ -54,6 +56,7 @@ def in_processes(make: Callable[[], Callable[[Item], Result]], items: Sequence[I
                 workers.append(worker)
                 worker.start()
                 writer.close()
+        del make, worker  # the processes have what they need, and here it may be large
         for i, item in enumerate(items):
             try:
                 result = readers[i % count].recv()
