@@ -82,14 +82,14 @@ class _Decoder:
         words = DAMAGE.search(said)
         reason = words[0].decode("ascii", "replace").strip() if words else ""
         if image is None:
-            text = f"can't be decoded ({reason or 'OpenCV gives no reason'}), copy, export or download it again"
+            text = f"can't be decoded ({reason or 'OpenCV gives no reason'}): copy, export or download it again"
             return "image-corrupt", text, True
         if image.shape[:2] != (height, width):
             text = f"decodes to {image.shape[1]} x {image.shape[0]} pixels, its header says {width} x {height}"
-            return "image-corrupt", f"{text}, export it again", True
+            return "image-corrupt", f"{text}: export it again", True
         extra = EXTRA.search(said)
         if reason and not (extra and int(extra[1]) <= PADDING):
-            return "image-corrupt", f"part of it is made up by the decoder ({reason}), copy or download it again", True
+            return "image-corrupt", f"part of it is made up by the decoder ({reason}): copy or download it again", True
         return None
 
 

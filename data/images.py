@@ -145,7 +145,7 @@ def orientation_of(data: np.ndarray) -> int:
 
 def _read_header(path: str | os.PathLike[str], head: bytes, size: int, at: ReadAt) -> Header:
     if not size:
-        raise Unreadable("an empty file, copy or download it again", "image-empty")
+        raise Unreadable("an empty file: copy or download it again", "image-empty")
     try:
         header = _walk_known(head, size, at)
     except (Irregular, struct.error):
@@ -168,10 +168,10 @@ def _walk_known(head: bytes, size: int, at: ReadAt) -> Header | None:
 
 def _check_pixels(width: int, height: int) -> None:
     if width < 1 or height < 1:
-        raise Unreadable(f"the header says {width} x {height} pixels, copy or export the image again", "image-corrupt")
+        raise Unreadable(f"the header says {width} x {height} pixels: copy or export the image again", "image-corrupt")
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise Unreadable(
-            f"{width} x {height} pixels are more than can be decoded, cut the image into tiles or make it smaller",
+            f"{width} x {height} pixels are more than can be decoded: cut the image into tiles or make it smaller",
             "image-too-large",
         )
 
@@ -182,13 +182,13 @@ def _check_claim(width: int, height: int, size: int, least: int) -> None:
         return
     _check_pixels(width, height)
     raise Unreadable(
-        f"the header says {width} x {height} pixels, which {size} bytes can't hold, remove or replace the file",
+        f"the header says {width} x {height} pixels, which {size} bytes can't hold: remove or replace the file",
         "image-bomb",
     )
 
 
 def _cut(what: str, kind: str = "image-truncated") -> Unreadable:
-    return Unreadable(f"{what}, copy or download the file again", kind)
+    return Unreadable(f"{what}: copy or download the file again", kind)
 
 
 # ------------------------------------------------------------------------------------------------ JPEG
@@ -386,17 +386,17 @@ def _no_image(head: bytes) -> Unreadable:
         return _other_kind("an AVIF" if head[8:12] in (b"avif", b"avis") else "a HEIC image or a video")
     for begin, what in NO_IMAGES:
         if head.startswith(begin):
-            return Unreadable(f"not an image but {what}, replace or remove it", "image-not-an-image")
+            return Unreadable(f"not an image but {what}: replace or remove it", "image-not-an-image")
     if not head.strip(b"\0"):
-        return Unreadable("not an image but zeros (a copy that broke off), copy it again", "image-not-an-image")
+        return Unreadable("not an image but zeros (a copy that broke off): copy it again", "image-not-an-image")
     what = _text_kind(head)
     if what:
-        return Unreadable(f"not an image but {what} (a failed download), download it again", "image-is-text")
-    return Unreadable("not an image of a known kind, replace or remove it", "image-not-an-image")
+        return Unreadable(f"not an image but {what} (a failed download): download it again", "image-is-text")
+    return Unreadable("not an image of a known kind: replace or remove it", "image-not-an-image")
 
 
 def _other_kind(what: str) -> Unreadable:
-    return Unreadable(f"{what}, which is not read, convert it to JPEG or PNG", "image-kind-not-read")
+    return Unreadable(f"{what}, which is not read: convert it to JPEG or PNG", "image-kind-not-read")
 
 
 def _text_kind(head: bytes) -> str:
@@ -416,16 +416,16 @@ def _text_kind(head: bytes) -> str:
 
 def _unopened(path: str | os.PathLike[str], error: OSError) -> Unreadable:
     if error.errno == errno.ELOOP:
-        return Unreadable("a link that leads to itself, remove it", "image-link-loop")
+        return Unreadable("a link that leads to itself: remove it", "image-link-loop")
     if isinstance(error, FileNotFoundError):
         if os.path.islink(path):
             target = os.readlink(path)
-            return Unreadable(f"a link to {target}, which isn't there, mend or remove the link", "image-missing")
-        return Unreadable("no such image, copy it there or take it out of the labels", "image-missing")
+            return Unreadable(f"a link to {target}, which isn't there: mend or remove the link", "image-missing")
+        return Unreadable("no such image: copy it there or take it out of the labels", "image-missing")
     if isinstance(error, IsADirectoryError):
-        return Unreadable("a folder with the name of an image, rename it", "image-folder")
+        return Unreadable("a folder with the name of an image: rename it", "image-folder")
     return Unreadable(
-        f"can't be read ({error.strerror or error}), check its permissions and the disk", "image-unreadable"
+        f"can't be read ({error.strerror or error}): check its permissions and the disk", "image-unreadable"
     )
 
 

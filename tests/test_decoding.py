@@ -56,7 +56,7 @@ def test_hidden_damage_is_found_in_order_and_in_silence(tmp_path: Path, capfd: p
             assert fault is None
         else:
             assert fault and (fault.file, fault.kind, fault.stops, fault.where) == (path, "image-corrupt", True, "")
-            assert ", copy" in fault.text and "\n" not in fault.text
+            assert ": copy" in fault.text and "\n" not in fault.text
     assert "premature end of data segment" in str(found[0][1])
     out = capfd.readouterr()
     assert (out.out, out.err) == ("", "")

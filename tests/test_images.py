@@ -88,17 +88,17 @@ def fault(path: str | os.PathLike[str]) -> tuple[str, str]:
 # ---------------------------------------------------------------- faults
 
 DAMAGED = {
-    "empty": ("a.jpg", b"", "image-empty", "an empty file, copy or download"),
+    "empty": ("a.jpg", b"", "image-empty", "an empty file: copy or download"),
     "a page": ("a.jpg", b"\n<!DOCTYPE HTML><html>404", "image-is-text", "an HTML page (a failed download)"),
     "long page": ("a.jpg", b"<html>" + "é".encode() * 5000, "image-is-text", "an HTML page (a failed download)"),
     "xml": ("a.png", b"<?xml version='1.0'?><Error/>", "image-is-text", "SVG or XML"),
-    "json": ("a.png", b'{"error": "not found"}', "image-is-text", "JSON (a failed download), download it again"),
+    "json": ("a.png", b'{"error": "not found"}', "image-is-text", "JSON (a failed download): download it again"),
     "text": ("a.bmp", b"Not Found\n", "image-is-text", "but text (a failed download)"),
     "lfs": ("a.jpg", b"version https://git-lfs.github.com/spec/v1\noid", "image-not-an-image", "git lfs pull"),
     "zip": ("a.jpg", b"PK\x03\x04" + bytes(50), "image-not-an-image", "a zip archive"),
     "zeros": ("a.jpg", bytes(5000), "image-not-an-image", "zeros (a copy that broke off)"),
     "noise": ("a.jpg", RANDOM.bytes(500), "image-not-an-image", "not an image of a known kind"),
-    "gif": ("a.jpg", encoded(NOISE, "GIF"), "image-kind-not-read", "a GIF, which is not read, convert it"),
+    "gif": ("a.jpg", encoded(NOISE, "GIF"), "image-kind-not-read", "a GIF, which is not read: convert it"),
     "heic": ("a.jpg", b"\0\0\0\x18ftypheic" + bytes(50), "image-kind-not-read", "a HEIC image"),
     "avif": ("a.jpg", b"\0\0\0\x18ftypavif" + bytes(50), "image-kind-not-read", "an AVIF"),
     "jpeg cut in half": ("a.jpg", JPEG[: len(JPEG) // 2], "image-no-end", "without its end marker"),
@@ -134,7 +134,7 @@ def test_damage_is_seen_without_decoding(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Image.Image, "load", None)
     found, text = fault(path)
     assert (found, words in text) == (kind, True), text
-    assert ", " in text and "\n" not in text
+    assert ": " in text and "\n" not in text
     with pytest.raises(Unreadable):
         image_size(path)
 
@@ -163,7 +163,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "c.jpg").symlink_to(tmp_path / "c.jpg")
     assert fault(tmp_path / "c.jpg")[0] == "image-link-loop"
     (tmp_path / "d.jpg").mkdir()
-    assert fault(tmp_path / "d.jpg") == ("image-folder", "a folder with the name of an image, rename it")
+    assert fault(tmp_path / "d.jpg") == ("image-folder", "a folder with the name of an image: rename it")
     os.mkfifo(tmp_path / "e.jpg")
     assert fault(tmp_path / "e.jpg")[0] in ("image-empty", "image-unreadable")  # and does not wait for ever
 
@@ -174,7 +174,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     path = write(tmp_path / "a.jpg", JPEG)
     monkeypatch.setattr(os, "open", refuse)
-    assert fault(path) == ("image-unreadable", "can't be read (Permission denied), check its permissions and the disk")
+    assert fault(path) == ("image-unreadable", "can't be read (Permission denied): check its permissions and the disk")
 
 
 # ---------------------------------------------------------------- what is sound
