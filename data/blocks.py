@@ -98,38 +98,41 @@ class Listed:
 class Entries(Sequence[Entry]):
     """The entries of a split by the names of the images; each is made when it is asked for."""
 
-    def __init__(self, groups: Iterable[tuple[Group, Iterable[tuple[str, str]]]]) -> None:
-        """groups: each with (name, the file of the labels if it is the image's own) of all its images."""
+    def __init__(self) -> None:
         self.groups: list[Group] = []
         self.repeated: list[tuple[str, int]] = []  # names that are there several times, and how often
-        ascending = self._fill(groups)
-        if not ascending:
-            self._sort()
+        self._names, self._offsets, self._group, self._row = (np.zeros(0, kind) for kind in ("u1", "i8", "u2", "i4"))
+        self._labels = np.zeros(0, np.int64)  # hashes of the paths of label files; 0: not the image's own
+        self._growing = [Growing() for _ in range(5)]
+        self._growing[1].add(np.zeros(1, np.int64))
+        self._previous, self._end, self._ascending = "", 0, True
 
-    def _fill(self, groups: Iterable[tuple[Group, Iterable[tuple[str, str]]]]) -> bool:
-        """Pack the names; do they ascend?"""
-        names, ends, group, row, labels = (Growing() for _ in range(5))
-        ends.add(np.zeros(1, np.int64))
-        previous, ascending, end = "", True, 0
-        for number, (one, images) in enumerate(groups):
-            self.groups.append(one)
-            place, images = 0, iter(images)
-            while some := list(itertools.islice(images, SOME)):
-                for name, _ in some:
-                    ascending, previous = ascending and previous < name, name
-                encoded = [os.fsencode(name) for name, _ in some]
-                offsets = end + np.cumsum([len(name) for name in encoded], dtype=np.int64)
-                end = int(offsets[-1])
-                names.add(b"".join(encoded))
-                ends.add(offsets)
-                group.add(np.full(len(some), number, np.uint16))
-                row.add(np.arange(place, place + len(some), dtype=np.int32))
-                labels.add(np.array([hash(label) if label else 0 for _, label in some], np.int64))
-                place += len(some)
-        self._names, self._offsets = names.array("u1"), ends.array("i8")
-        self._group, self._row = group.array("u2"), row.array("i4")
-        self._labels = labels.array("i8")  # hashes of the labels' paths; 0: not the image's own
-        return ascending
+    def add(self, group: Group, images: Iterable[tuple[str, str]]) -> None:
+        """Add images as (name, the path of its labels, empty if it has no file of its own)."""
+        names, offsets, groups, rows, labels = self._growing
+        place, images = 0, iter(images)
+        while some := list(itertools.islice(images, SOME)):
+            for name, _ in some:
+                self._ascending, self._previous = self._ascending and self._previous < name, name
+            encoded = [os.fsencode(name) for name, _ in some]
+            ends = self._end + np.cumsum([len(name) for name in encoded], dtype=np.int64)
+            self._end = int(ends[-1])
+            names.add(b"".join(encoded))
+            offsets.add(ends)
+            groups.add(np.full(len(some), len(self.groups), np.uint16))
+            rows.add(np.arange(place, place + len(some), dtype=np.int32))
+            labels.add(np.array([hash(label) if label else 0 for _, label in some], np.int64))
+            place += len(some)
+        self.groups.append(group)
+
+    def finish(self) -> None:
+        """Put the images in the order of their names; call it once, before anything is read."""
+        kinds = ("u1", "i8", "u2", "i4", "i8")
+        arrays = [growing.array(kind) for growing, kind in zip(self._growing, kinds, strict=True)]
+        self._names, self._offsets, self._group, self._row, self._labels = arrays
+        self._growing = []
+        if not self._ascending:
+            self._sort()
 
     def __len__(self) -> int:
         return len(self._row)

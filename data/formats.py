@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from data.blocks import Block, Entries, Group, Listed, block_of
+from data.blocks import Block, Entries, Listed, block_of
 from data.clean_labels import CleanLabels, read_clean
 from data.config import DataConfig, Source
 from data.faults import Fault
@@ -145,16 +145,16 @@ def _walk(folder: Path, suffixes: Sequence[str]) -> Iterator[str]:
 
 def _scan_split(config: DataConfig, split: str) -> tuple[Entries, list[Fault]]:
     faults: list[Fault] = []
-    groups: list[tuple[Group, Iterable[tuple[str, str]]]] = []
+    entries = Entries()
     for source in config.split(split).sources:
         if source.annotations is None:
-            groups.append((YoloImages(config), _yolo_names(source, config, faults)))
+            entries.add(YoloImages(config), _yolo_names(source, config, faults))
             continue
-        found, more = (_scan_voc if source.annotations.is_dir() else _scan_coco)(source, config)
         own = source.annotations.is_dir()
-        groups.append((Listed(found), [(entry.name, entry.label * own) for entry in found]))
+        found, more = (_scan_voc if own else _scan_coco)(source, config)
+        entries.add(Listed(found), ((entry.name, entry.label * own) for entry in found))
         faults += more
-    entries = Entries(groups)
+    entries.finish()
     if not len(entries):
         where = ", ".join(str(source.images) for source in config.split(split).sources)
         why = f"; first fault: {faults[0]}" if faults else ""
