@@ -165,11 +165,11 @@ class Entries(Sequence[Entry]):
 
     def without_images(self, paths: Iterator[str]) -> Iterator[str]:
         """Yield those of some label files that are no image's own."""
-        ascending = np.sort(self._labels)
+        ascending = np.sort(np.append(self._labels, 0))
         while some := list(itertools.islice(paths, SOME)):
             # Of a million paths, two have one hash once in many million data sets.
             hashes = np.fromiter(map(hash, some), np.int64, len(some))
-            places = np.minimum(np.searchsorted(ascending, hashes), len(ascending) - 1)
+            places = np.searchsorted(ascending[:-1], hashes)
             yield from (some[i] for i in np.flatnonzero(ascending[places] != hashes))
 
     def _sort(self) -> None:

@@ -121,8 +121,11 @@ def _folder_state(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
         waiting += sorted(folders)
 
 
-def _walk(folder: Path, suffixes: Sequence[str]) -> Iterator[str]:
-    """Yield the files below `folder` with one of the suffixes, in a fixed order, hidden ones left out."""
+def _walk(folder: Path, suffixes: Sequence[str], folder_suffixes: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the files below `folder` with one of the suffixes, in a fixed order, hidden ones left out.
+
+    Folders too, that have one of `folder_suffixes`; what is in them is searched all the same.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: can't be read: {error.strerror}")
@@ -135,6 +138,9 @@ def _walk(folder: Path, suffixes: Sequence[str]) -> Iterator[str]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        for name in folders if folder_suffixes else ():
+            if name.lower().endswith(tuple(folder_suffixes)):
+                yield os.path.join(directory, name)
         for name in sorted(files):
             if name.lower().endswith(tuple(suffixes)) and not name.startswith("."):
                 yield os.path.join(directory, name)
@@ -303,9 +309,15 @@ def _name(image: str, root: Path) -> str:
 
 
 def _other_images(folder: Path) -> list[Fault]:
-    return [
-        Fault(path, "", "not a kind of image that is read: left out") for path in _walk(folder, OTHER_IMAGE_SUFFIXES)
-    ]
+    faults = []
+    for path in _walk(folder, OTHER_IMAGE_SUFFIXES, IMAGE_SUFFIXES):
+        if path.lower().endswith(IMAGE_SUFFIXES):
+            text = "a folder with the name of an image: rename it, or put the image in its place"
+            faults.append(Fault(path, "", text, "image-folder", stops=True))
+        else:
+            text = "not a kind of image that is read: left out"
+            faults.append(Fault(path, "", text, "image-kind-not-read", stops=True))
+    return faults
 
 
 # ------------------------------------------------------------------------------------------------ YOLO txt

@@ -423,7 +423,9 @@ def _unopened(path: str | os.PathLike[str], error: OSError) -> Unreadable:
             return Unreadable(f"a link to {target}, which isn't there: mend or remove the link", "image-missing")
         return Unreadable("no such image: copy it there or take it out of the labels", "image-missing")
     if isinstance(error, IsADirectoryError):
-        return Unreadable("a folder with the name of an image: rename it", "image-folder")
+        return Unreadable(
+            "a folder with the name of an image: rename it, or put the image in its place", "image-folder"
+        )
     return Unreadable(
         f"can't be read ({error.strerror or error}): check its permissions and the disk", "image-unreadable"
     )

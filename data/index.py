@@ -20,7 +20,7 @@ from data.faults import Fault
 from data.formats import iter_split, split_state
 from data.growing import Growing
 
-FORMAT = 1  # part of every cached index's key: raise it when the readers give other arrays
+FORMAT = 2  # part of every cached index's key: raise it when the readers give other arrays
 KINDS = {
     "paths": "u1",
     "path_offsets": "i8",
@@ -163,7 +163,7 @@ def _load(file: Path, key: str, config: DataConfig) -> tuple[Index, list[Fault]]
 
 
 def _save(file: Path, key: str, index: Index, faults: list[Fault]) -> None:
-    rows = json.dumps([(fault.file, fault.where, fault.text) for fault in faults])
+    rows = json.dumps([(fault.file, fault.where, fault.text, fault.kind, fault.stops) for fault in faults])
     arrays = {name: getattr(index, name) for name in ARRAYS}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

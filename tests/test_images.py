@@ -163,7 +163,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "c.jpg").symlink_to(tmp_path / "c.jpg")
     assert fault(tmp_path / "c.jpg")[0] == "image-link-loop"
     (tmp_path / "d.jpg").mkdir()
-    assert fault(tmp_path / "d.jpg") == ("image-folder", "a folder with the name of an image: rename it")
+    assert fault(tmp_path / "d.jpg") == (
+        "image-folder",
+        "a folder with the name of an image: rename it, or put the image in its place",
+    )
     os.mkfifo(tmp_path / "e.jpg")
     assert fault(tmp_path / "e.jpg")[0] in ("image-empty", "image-unreadable")  # and does not wait for ever
 

@@ -236,7 +236,16 @@ def other_names(toy: Path) -> None:
     (toy / "data.yaml").write_text("train: images\nnames: [x, z]\n")
 
 
-@pytest.mark.parametrize("change", [touch_label, label_the_background, other_image_size, new_image, other_names])
+def label_in_a_new_folder(toy: Path) -> None:
+    (toy / "images/sub").mkdir()
+    (toy / "labels/sub").mkdir()
+    Image.new("RGB", (8, 4)).save(toy / "images/sub/z.png")
+    (toy / "labels/sub/z.txt").write_text("0 .5 .5 1 1")
+
+
+@pytest.mark.parametrize(
+    "change", [touch_label, label_the_background, other_image_size, new_image, other_names, label_in_a_new_folder]
+)
 def test_a_change_is_seen(toy: Path, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     digest, _ = builds(toy, monkeypatch)
     change(toy)
@@ -244,6 +253,23 @@ def test_a_change_is_seen(toy: Path, monkeypatch: pytest.MonkeyPatch, change: An
     assert reads == 1
     assert (changed == digest) == (change in (touch_label, other_names))
     assert builds(toy, monkeypatch) == (changed, 0)
+
+
+def test_what_is_mended_in_the_folders_is_no_fault_any_more(toy: Path) -> None:
+    (toy / "images/x.gif").touch()
+    (toy / "images/y.jpg").mkdir()
+    (toy / "labels/lost.txt").write_text("0 .5 .5 1 1")
+    Image.new("RGB", (8, 4)).save(toy / "images/a.jpg")
+    config = load_data_config(toy / "data.yaml")
+    kinds = {os.path.basename(fault.file): fault.kind for fault in build_index(config, "train")[1]}
+    assert kinds["x.gif"] == "image-kind-not-read" and kinds["y.jpg"] == "image-folder" and "lost.txt" in kinds
+    assert [fault.stops for fault in build_index(config, "train")[1] if fault.kind == "image-two-of-one-stem"] == [True]
+    (toy / "images/x.gif").unlink()
+    (toy / "images/y.jpg").rmdir()
+    (toy / "labels/lost.txt").unlink()
+    (toy / "images/a.jpg").unlink()
+    files = {os.path.basename(fault.file) for fault in build_index(config, "train")[1]}
+    assert not files & {"x.gif", "y.jpg", "lost.txt"}
 
 
 def test_single_cls_is_another_index(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
