@@ -122,7 +122,7 @@ def _check(rows: np.ndarray, sizes: np.ndarray, names: int) -> tuple[np.ndarray,
         boxes = np.clip(raw, 0.0, limit) + 0.0  # + 0.0: no negative zeros
         sound = (np.abs(raw - boxes) < 1.0).all(1)  # a larger overhang is something to say
         sound &= (boxes[:, 2:].astype(np.float32) > boxes[:, :2].astype(np.float32)).all(1)
-        sound &= (np.abs(shares) <= LARGEST_SHARE).all(1) & (shares[:, 2:] >= 0).all(1)
+        sound &= (np.abs(shares) <= LARGEST_SHARE).all(1)
         sound &= (rows[:, 0] >= 0) & (rows[:, 0] < names) & (rows[:, 0] == np.floor(rows[:, 0]))
     return boxes, (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), sound
 

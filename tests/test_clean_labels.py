@@ -22,7 +22,8 @@ ODD = """-|0 .5 .5 .1|0 .5 .5 .1 .1 .1|3 .5 .5 .1 .1|-1 .5 .5 .1 .1|0.5 .5 .5 .1
 0 .1 .2 .5 .4 .3 .8|1_0 .5 .5 .1 .1|0 .5 .5 .1 .1 # a|0 .5 .5 .1 .000001|0 .5\x0b.5 .1 .1|0 .5 .5 .1 .1\x0c0 .5 .5 .2 .2
 0 .5 .5 .1 .1\r1 .4 .4 .1 .1|\ufeff0 .5 .5 .1 .1|0 .5 .5 .1 .1\u2028|٠ .5 .5 .1 .1|0 .5 .5 .1 .1\0|2 25 30 10 10
 0 .5 .5 .1 .1\n0 .5 .5 .1 .1|0 .5 .5 .1 .1\n0 0.50 5e-1 .1 +.10|2.0 .5 .5 .1 .1|+1 .5 .5 .1 .1|0 .05 .5 .1002 .1
-0 .50000001 .5 1 1|0 .5 .5 1 1.0000001|1e0 .5 .5 .1 .1|0 .5 .5 .1 .1-|--0 .5 .5 .1 .1|0 .5 .5 1-1 .1|0 1e .5 .1 .1|0 . . . ."""
+0 .50000001 .5 1 1|0 .5 .5 1 1.0000001|1e0 .5 .5 .1 .1|0 .5 .5 .1 .1-|--0 .5 .5 .1 .1|0 .5 .5 1-1 .1|0 1e .5 .1 .1
+0 . . . .|0 .05 .5 .11 .1|0 .05 .5 .103 .1"""
 
 
 def rows_of(draw: random.Random) -> str:
@@ -47,6 +48,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, content in enumerate(cases):
         name = f"{'sub/' * (i % 3 == 0)}{i:03d}"
         size, suffix = (draw.randint(1, 700), draw.randint(1, 700)), draw.choice(["jpg", "png", "bmp"])
+        size = size if i < 60 else (640, 480)
         Image.new("L", size).save(root / f"images/{name}.{suffix}")
         place = "images" if i % 7 == 0 else "labels"
         (root / f"{place}/{name}.txt").write_bytes(content.encode())
