@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from data.images import orientation_of
 from utils.errors import UserError
 
 # OpenCV runs in the thread that calls it: parallel loading comes from workers, and in the trainer's own process a
@@ -54,22 +55,38 @@ def resized_sizes(sizes: np.ndarray, imgsz: int) -> np.ndarray:
 
 
 def load_image(path: str | os.PathLike[str], imgsz: int) -> np.ndarray:
-    """Read an image, upright by its EXIF tag, with its long side resized to `imgsz`.
+    """Read an image (the first frame), upright by its EXIF tag, with its long side resized to `imgsz`.
 
-    Returns uint8 `[h, w, 3]`, RGB. Raises `UserError` naming the file where it can't be read as an image.
+    Grey, 16-bit, palette, alpha and CMYK become RGB. Returns uint8 `[h, w, 3]`. Raises `UserError` naming the file
+    where it can't be read as an image.
     """
     try:
         data = np.fromfile(path, np.uint8)  # not cv2.imread: it can't open every file name on every system
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except cv2.error:
-        image = None
+    image = decode(data)
     if image is None:
         raise UserError(f"{path}: not an image that OpenCV can decode ({data.size} bytes)")
     image = resize_long_side(image, imgsz)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def decode(data: np.ndarray) -> np.ndarray | None:
+    """Decode a file's bytes, uint8 `[N]`, upright; uint8 `[h, w, 3]`, BGR, or None where OpenCV can't."""
+    # OpenCV's versions differ in what they make of an odd EXIF block. Read by us, it turns the pixels as it turned the
+    # size that the labels were read for. TIFFs are turned by OpenCV, see `read_header`.
+    orientation = orientation_of(data)
+    known = data[:2].tobytes() not in (b"II", b"MM")
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR | known * cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
+    except cv2.error:
+        image = None
+    if image is None or orientation == 1:
+        return image
+    if orientation >= 5:
+        image = cv2.transpose(image)
+    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return image if flip is None else cv2.flip(image, flip)
 
 
 def resize_long_side(image: np.ndarray, imgsz: int) -> np.ndarray:
