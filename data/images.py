@@ -240,7 +240,7 @@ def _check_jpeg_end(size: int, scan: int, at: ReadAt) -> None:
             return
         if following[0] not in (0x00, 0x01, 0xFF) and not 0xD0 <= following[0] <= 0xD7 and len(following) == 3:
             scan += (following[1] << 8 | following[2]) + 1  # a segment between two scans
-    raise _cut("a JPEG without its end marker: the rest is missing", "image-no-end")
+    raise _cut("a JPEG without its end marker, the rest is missing", "image-no-end")
 
 
 def exif_orientation(block: bytes) -> int:
@@ -279,7 +279,7 @@ def _png(size: int, at: ReadAt) -> Header:
     while True:
         chunk = at(offset, 8)
         if len(chunk) < 8:
-            raise _cut("a PNG without its end: the rest is missing")
+            raise _cut("a PNG without its end, the rest is missing")
         length, name = int.from_bytes(chunk[:4], "big"), chunk[4:]
         if name == b"IEND":
             break
@@ -292,7 +292,7 @@ def _png(size: int, at: ReadAt) -> Header:
         animated |= name == b"acTL"
         offset += 12 + length
         if offset > size:
-            raise _cut("a PNG that ends within a chunk: the rest is missing")
+            raise _cut("a PNG that ends within a chunk, the rest is missing")
     bits = depth * PNG_CHANNELS.get(colour, 1)
     _check_claim(width, height, data, width * height * bits // (8 * 1032))  # deflate makes 1032 bytes of one at most
     return Header("PNG", width, height, orientation, animated)
@@ -305,7 +305,7 @@ def _webp(size: int, at: ReadAt) -> Header:
     """Walk the chunks of the RIFF container; the first says the size."""
     end = 8 + int.from_bytes(at(4, 4), "little")
     if end > size:
-        raise _cut("a WebP that ends too soon: the rest is missing")
+        raise _cut("a WebP that ends too soon, the rest is missing")
     begin = at(12, 18)
     width, height = _webp_size(begin)
     orientation, offset = 1, 12
@@ -348,7 +348,7 @@ def _pillow_header(path: str | os.PathLike[str], head: bytes, size: int, at: Rea
             if header.kind == "JPEG":
                 _check_jpeg_end(size, max(head.find(b"\xff\xda"), 0), at)
             elif _expected_size(image) > size:
-                raise _cut(f"a {header.kind} that ends too soon: the rest is missing")
+                raise _cut(f"a {header.kind} that ends too soon, the rest is missing")
     except Unreadable:
         raise
     except Image.UnidentifiedImageError:
