@@ -26,10 +26,13 @@ KEYS = ("path", *SPLITS, "names", "nc", "max_missing_labels", "embedded", "kpt_s
 # What people write for a key, beside slips of the keyboard.
 OTHER_WORDS = {
     **dict.fromkeys(("valid", "validation", "dev", "eval"), "val"),
-    **{"training": "train", "testing": "test", "root": "path", "num_classes": "nc"},
+    **dict.fromkeys(("training", "train_images"), "train"),
+    **dict.fromkeys(("testing", "test_images"), "test"),
     **dict.fromkeys(("classes", "class_names", "labels", "categories"), "names"),
+    **dict.fromkeys(("num_classes", "n_classes", "number_of_classes"), "nc"),
+    **dict.fromkeys(("root", "root_dir", "dataset_path", "data_path", "base_path"), "path"),
 }
-NEAR = 0.75  # likeness of a slip of the keyboard
+NEAR, NEAR_SHORT = 0.75, 0.66  # likeness of a slip of the keyboard, such as `nmaes`; in three letters, such as `vla`
 MAX_MISSING_LABELS = 0.5
 
 
@@ -209,7 +212,7 @@ def _meant(document: Document, key: object) -> str:
     """The key that is absent and that an unknown one seems to stand for, or an empty text."""
     word = str(key)
     absent = [] if word in KEYS else [known for known in KEYS if known not in document.values]
-    near = difflib.get_close_matches(word, absent, n=1, cutoff=NEAR)
+    near = difflib.get_close_matches(word, absent, n=1, cutoff=NEAR if len(word) > 3 else NEAR_SHORT)
     other = OTHER_WORDS.get(word.lower(), "")
     return near[0] if near else other if other in absent else ""
 

@@ -10,6 +10,7 @@ import yaml
 
 from data.faults import DataError, Fault
 
+MAX_BYTES = 4 << 20  # of a data yaml; ten thousand class names have a tenth of that
 NOTHING = (None, "", "~", "null", "Null", "NULL")
 
 
@@ -65,6 +66,9 @@ def _parse(file: Path) -> tuple[yaml.MappingNode, dict[Any, Any]]:
         return DataError(Fault.of(kind, str(file), "" if line is None else str(line + 1), text))
 
     try:
+        size = file.stat().st_size
+        if size > MAX_BYTES:
+            raise refuse("yaml-unreadable", f"{size:,} bytes, and a data yaml has at most {MAX_BYTES:,}: name another")
         loader = _TextLoader(file.read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):

@@ -150,6 +150,9 @@ def test_single_cls(load: Callable) -> None:
         ("train: [a, [b]]\nnames: [a]\n", "data.yaml:1: train: ['b'] is not a path"),
         ("train: [a\nnames: [a]\n", "data.yaml:2: not valid yaml"),
         ("names: [a]\n", "data.yaml: none of train, val, test is there"),
+        ("train: x\nvla: y\nnames: [a]\n", "data.yaml:2: vla: unknown key; did you mean 'val'?"),
+        ("train: x\ndepth: 3\nnames: a\n", "data.yaml:3: names: 'a' is neither"),  # `depth` is no slip for `path`
+        (f"train: x\nnames: [a]\n#{'x' * 5_000_000}\n", "data.yaml: 5,000,022 bytes, and a data yaml has at most"),
         ("train: x\nname: [a]\n", "data.yaml:2: name: unknown key; did you mean 'names'?"),
         ("train: x\nclasses: [a]\nnc: 1\n", "data.yaml:2: classes: unknown key; did you mean 'names'?"),
         ("train: x\nnames: [a]\nvalidation: y\n", "data.yaml:3: validation: unknown key; did you mean 'val'?"),

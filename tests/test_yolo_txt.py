@@ -126,6 +126,20 @@ def test_exact_duplicates_are_dropped(tmp_path: Path) -> None:
         "a.txt:line 3: the same class and box as line 1: dropped",
         "a.txt:line 5: the same class and box as line 1: dropped",
     ]
+    _, faults = yolo(tmp_path, "0 .5 .5 0 .1\n0 .5 .5 0 .1\n")
+    assert [fault.kind for fault in faults] == ["box-no-area", "box-no-area"]
+
+
+def test_a_link_to_nothing_is_no_background(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.png")
+    image(tmp_path / "images/b.png")
+    text(tmp_path / "labels/b.txt", "0 .5 .5 1 1")
+    (tmp_path / "labels/a.txt").symlink_to("elsewhere.txt")
+    records, faults = read(tmp_path, f"train: images\n{NAMES}")
+    assert [record.name for record in records] == ["images/b.png"]
+    assert says(faults) == [
+        "a.txt:: a link to elsewhere.txt, which isn't there: put the file there, or take the link away"
+    ]
 
 
 def test_boxes_that_leave_the_image_are_clipped_and_from_1_px_said(tmp_path: Path) -> None:
