@@ -26,7 +26,7 @@ from data.config import DataConfig, load_data_config
 from data.dataset import DetectionDataset
 from data.index import Index, build_index
 from data.loader import Batch, Loader, multi_scale_size, resize_batch
-from models.build import build_model
+from models.build import build_model, check_request
 from models.loss import DetectionLoss, LossTerms
 from models.transfer import freeze, hold
 from models.yolo import MAX_STRIDE, count_parameters
@@ -565,7 +565,10 @@ def endless(loader: Loader) -> Iterator[tuple[int, Batch]]:
 def side_folder(options: TrainOptions, name: str) -> Path:
     """Return the folder of something that is no run, the same each time unless the user names one."""
     folder = Path(options.project) / (options.name if "name" in options.explicit else name)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
     return folder
 
 
@@ -582,11 +585,13 @@ def main(argv: list[str] | None = None) -> None:
         path = resolve_resume(options.resume, options.project)
         lock = RunLock(path.parents[1]) if dist.is_main() else None  # before the state is read
         options, origin = go_on(replace(options, resume=str(path)), path)
+    check_request(options.cfg, options.weights if origin.content is None else "", options.imgsz)
     set_deterministic(options.deterministic)
     device = select_device(options.device, dist.local_rank(), dist.local_world_size())
+    precision = Precision(device, options.amp)
     dist.start(device)
     data = build_data(options, origin)
-    training, curve = build_training(options, origin, data, Precision(device, options.amp))
+    training, curve = build_training(options, origin, data, precision)
     restore(training, data, options, origin)
     with contextlib.closing(data.train_loader), contextlib.closing(data.val_loader):
         if options.plan:

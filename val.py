@@ -22,10 +22,10 @@ from data.index import Index, build_index
 from data.loader import Batch, Loader
 from models.decode import ImageDetections, detect
 from models.loss import DetectionLoss
-from models.yolo import MAX_STRIDE, YOLO, ModelConfig
+from models.yolo import MAX_STRIDE, YOLO, ModelConfig, check_imgsz
 from utils.checkpoint import load_checkpoint, model_weights
 from utils.device import Precision, select_device
-from utils.errors import UserError, run_cli
+from utils.errors import UserError, printable, run_cli
 from utils.hyp import Hyp
 from utils.loggers import Progress
 from utils.metrics import (
@@ -150,7 +150,7 @@ def load_model(path: str, device: torch.device) -> tuple[YOLO, dict]:
 def print_faults(split: str, faults: list[Fault]) -> None:
     """Warn of labels that could not be taken; the rest of the data is used."""
     for fault in faults[:MAX_FAULTS]:
-        print(f"warning: {split}: {fault}")
+        print(printable(f"warning: {split}: {fault}"))
     if len(faults) > MAX_FAULTS:
         print(f"warning: {split}: {len(faults) - MAX_FAULTS} more of these")
 
@@ -230,9 +230,12 @@ def _dump(path: Path, value: object) -> None:
 
 def main(argv: list[str] | None = None) -> Evaluation:
     options = parse(ValOptions, sys.argv[1:] if argv is None else argv, "val.py", "Evaluate a checkpoint by COCO mAP.")
+    check_imgsz(options.imgsz)
     precision = Precision(select_device(options.device), options.amp)
     model, content = load_model(options.weights, precision.device)
-    config = load_data_config(options.data or content["data"], options.single_cls or content["single_cls"])
+    config = load_data_config(
+        options.data or content["data"], options.single_cls or content["single_cls"], options.download
+    )
     if config.nc != len(content["names"]):
         raise UserError(
             f"{config.file}: has {config.nc} classes, {options.weights} was trained on {len(content['names'])}"

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from data.cache import cache_root
 from data.download import Archive, fetch
 from data.shapes import ensure_shapes
-from utils.errors import UserError, suggest
+from utils.errors import UserError, printable, refuse, suggest, text_fault
 
 PROJECT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "val", "test")
+NEAR = 0.66  # how alike a key must be to one that is absent: `tset`, `vla`, `nmaes`
+T = TypeVar("T")
 SOURCE_KEYS = ("images", "annotations", "split")
 ARCHIVE_KEYS = ("url", "sha256", "size", "folder", "to")
+KEYS = ("path", "train", "val", "test", "names", "nc", "kpt_shape", "download", "embedded")
+# Other words for a key; keys that are none of these are notes of whoever made the file, and left alone.
+SYNONYMS = {
+    **dict.fromkeys(("valid", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("training", "train_images"), "train"),
+    **dict.fromkeys(("testing", "test_images"), "test"),
+    **dict.fromkeys(("classes", "class_names", "labels", "categories"), "names"),
+    **dict.fromkeys(("num_classes", "n_classes", "number_of_classes"), "nc"),
+    **dict.fromkeys(("root", "root_dir", "dataset_path", "data_path", "base_path"), "path"),
+}
+MAX_BYTES, MAX_VALUES = 4 << 20, 200_000  # of a yaml; a reference to a list counts as often as what it stands for
 NOTHING = (None, "", "~", "null", "Null", "NULL")
 
 
@@ -130,14 +144,18 @@ class _Document:
     def __init__(self, file: Path) -> None:
         self.file = file
         try:
+            if file.stat().st_size > MAX_BYTES:
+                raise UserError(f"{file}: {file.stat().st_size:,} bytes are too many for a data yaml")
             loader = _TextLoader(file.read_text(encoding="utf-8-sig"))
             node = loader.get_single_node()
             if not isinstance(node, yaml.MappingNode):
                 raise UserError(f"{file}: not a data yaml: it has no `key: value` lines")
+            if not _is_small(node):
+                raise UserError(f"{file}: not a data yaml: its references (`*name`) unfold into too many values")
             self.values: dict[str, Any] = loader.construct_document(node)
         except OSError as error:
             raise UserError(f"{file}: can't be read: {error.strerror or error}") from None
-        except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
             mark = getattr(error, "problem_mark", None)
             problem = getattr(error, "problem", None) or f"not text that can be read ({type(error).__name__})"
             raise UserError(f"{file}{f':{mark.line + 1}' if mark else ''}: not valid yaml: {problem}") from None
@@ -156,8 +174,29 @@ class _Document:
         """A text, or a list of texts, as a list."""
         values = value if isinstance(value, list) else [value]
         if not values or not all(isinstance(item, str) and item not in NOTHING for item in values):
-            raise self.error(key, f"{value!r} is neither a text nor a list of texts")
+            raise self.error(key, f"{_short(value)} is neither a text nor a list of texts")
+        for item in values:
+            if fault := text_fault(item):
+                raise self.error(key, f"{_short(item)}: {fault}")
         return values
+
+
+def _is_small(root: yaml.Node) -> bool:
+    """Are there at most `MAX_VALUES` values in a yaml, references unfolded? Not so where one holds itself."""
+    waiting, count = [root], 0
+    while waiting and count + len(waiting) <= MAX_VALUES:
+        node, count = waiting.pop(), count + 1
+        if isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+    return not waiting
+
+
+def _short(value: Any) -> str:
+    """A value as a message repeats it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _find_yaml(text: str) -> Path:
@@ -175,25 +214,45 @@ def _find_yaml(text: str) -> Path:
 
 
 def _read_config(document: _Document, single_cls: bool) -> DataConfig:
-    root, missing = _root(document)
-    names = _names(document)
-    splits = {key: _split(document, key, root, missing) for key in SPLITS if document.get(key) is not None}
-    if not splits:
-        near = [suggest(key, document.values) for key in SPLITS]
-        raise UserError(f"{document.file}: none of train, val, test is there{next(filter(None, near), '')}")
+    faults = _misspelt(document)
+
+    def read(part: Callable[..., T], *more: Any, otherwise: T) -> T:
+        """Read a part of the file; its fault waits for those of the other parts."""
+        try:
+            return part(document, *more)
+        except UserError as error:
+            faults.append(str(error))
+            return otherwise
+
+    root, missing = read(_root, otherwise=(Path(), ""))
+    names = read(_names, otherwise=())
+    nothing = Split(())
+    splits = {
+        key: read(_split, key, root, missing, otherwise=nothing) for key in SPLITS if document.get(key) is not None
+    }
+    if not splits and not faults:
+        faults.append(f"{document.file}: none of train, val, test is there")
     if any(source.annotations for split in splits.values() for source in split.sources):
         double = [name for name, count in Counter(names).items() if count > 1]
         if double:
-            raise document.error("names", f"'{double[0]}' is there twice, and these annotations go by name")
-    return DataConfig(
-        file=document.file,
-        root=root,
-        label_names=names,
-        splits=splits,
-        single_cls=single_cls,
-        keypoints=_keypoints(document),
-        archives=_archives(document),
-    )
+            fault = f"'{double[0]}' is there twice, and these annotations go by name"
+            faults.append(str(document.error("names", fault)))
+    keypoints = read(_keypoints, otherwise=0)
+    archives = read(_archives, otherwise=())
+    refuse(faults, str(document.file))
+    return DataConfig(document.file, root, names, splits, single_cls, keypoints, archives)
+
+
+def _misspelt(document: _Document) -> list[str]:
+    """Keys that are spelled almost as one that is absent, or that other projects take for it."""
+    faults = []
+    absent = [key for key in KEYS if key not in document.values]
+    for name in (name for name in document.values if name not in KEYS):
+        near = difflib.get_close_matches(name.lower(), absent, n=1, cutoff=NEAR)
+        key = SYNONYMS.get(name.lower(), near[0] if near else "")
+        if key in absent:
+            faults.append(str(document.error(name, f"not a key; did you mean '{key}'?")))
+    return faults
 
 
 def _root(document: _Document) -> tuple[Path, str]:
@@ -227,7 +286,8 @@ def _split(document: _Document, key: str, root: Path, missing: str) -> Split:
 
     def locate(text: Any) -> Path:
         if not isinstance(text, str) or text in NOTHING:
-            raise document.error(key, f"{text!r} is not a path")
+            raise document.error(key, f"{_short(text)} is not a path")
+        document.texts(key, text)
         tried = _candidates(text, bases)
         found = next((path for path in tried if path.exists()), None)
         if found is None:
@@ -279,7 +339,7 @@ def _nearest(path: Path) -> str:
 def _names(document: _Document) -> tuple[str, ...]:
     value, count = document.get("names"), document.get("nc")
     if count is not None and not (isinstance(count, str) and re.fullmatch(r"[1-9]\d{0,5}", count)):
-        raise document.error("nc", f"{count!r} is not a number of classes (a whole number, at least 1)")
+        raise document.error("nc", f"{_short(count)} is not a number of classes (a whole number, at least 1)")
     if value is None:
         if count is None:
             raise document.error("names", "this key is missing: a list of class names, or a map from number to name")
@@ -287,10 +347,12 @@ def _names(document: _Document) -> tuple[str, ...]:
     if isinstance(value, dict):
         value = _names_from_map(document, value)
     if not isinstance(value, list) or not value:
-        raise document.error("names", f"{value!r} is neither a list of class names nor a map from number to name")
+        raise document.error("names", f"{_short(value)} is neither a list of class names nor a map from number to name")
     for i, name in enumerate(value):
         if not isinstance(name, str) or not name.strip():
-            raise document.error("names", f"name {i}, {name!r}, is not a text")
+            raise document.error("names", f"name {i}, {_short(name)}, is not a text")
+        if printable(name) != name or len(name) > 200:
+            raise document.error("names", f"name {i}, {_short(name)}, is too long or holds what can't be shown")
     if count is not None and int(count) != len(value):
         raise document.error("nc", f"{count}, but `names` has {len(value)}")
     return tuple(name.strip() for name in value)
@@ -299,7 +361,7 @@ def _names(document: _Document) -> tuple[str, ...]:
 def _names_from_map(document: _Document, names: dict[Any, Any]) -> list[Any]:
     for key in names:
         if not (isinstance(key, str) and re.fullmatch(r"\d{1,6}", key)):
-            raise document.error("names", f"the map must go from number to name; {key!r} is not a number")
+            raise document.error("names", f"the map must go from number to name; {_short(key)} is not a number")
     numbered = {int(key): name for key, name in names.items()}
     absent = [i for i in range(len(names)) if i not in numbered]
     if absent:
@@ -313,8 +375,8 @@ def _keypoints(document: _Document) -> int:
     shape = document.get("kpt_shape")
     if shape is None:
         return 0
-    if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, str) and n.isdigit() for n in shape)):
-        raise document.error("kpt_shape", f"{shape!r} is not [number of keypoints, 2 or 3]")
+    if not (isinstance(shape, list) and len(shape) == 2 and all(re.fullmatch("[0-9]{1,4}", str(n)) for n in shape)):
+        raise document.error("kpt_shape", f"{_short(shape)} is not [number of keypoints, 2 or 3]")
     return int(shape[0]) * int(shape[1])
 
 
@@ -336,17 +398,17 @@ def _archive(document: _Document, item: dict[Any, Any]) -> Archive:
             allowed = ", ".join(ARCHIVE_KEYS)
             raise document.error("download", f"unknown key '{key}' (allowed: {allowed}){suggest(key, ARCHIVE_KEYS)}")
         if not isinstance(value, str):
-            raise document.error("download", f"{key}: {value!r} is not a text")
+            raise document.error("download", f"{key}: {_short(value)} is not a text")
     if "url" not in item:
         raise document.error("download", "a mapping needs `url`")
-    if not re.fullmatch(r"\d*", item.get("size", "")):
-        raise document.error("download", f"size: {item['size']!r} is not a number of bytes")
+    if not re.fullmatch(r"[0-9]{0,18}", item.get("size", "")):
+        raise document.error("download", f"size: {_short(item['size'])} is not a number of bytes")
     if not re.fullmatch(r"([0-9a-fA-F]{64})?", item.get("sha256", "")):
-        raise document.error("download", f"sha256: {item['sha256']!r} is not 64 hexadecimal digits")
+        raise document.error("download", f"sha256: {_short(item['sha256'])} is not 64 hexadecimal digits")
     for key in ("folder", "to"):
         path = PurePosixPath(item.get(key, ""))
-        if path.is_absolute() or ".." in path.parts:
-            raise document.error("download", f"{key}: {item[key]!r} must be a folder below")
+        if path.is_absolute() or ".." in path.parts or text_fault(str(path)):
+            raise document.error("download", f"{key}: {_short(item[key])} must be a folder below")
     size = int(item["size"]) if item.get("size") else None
     digest = item["sha256"].lower() if item.get("sha256") else None
     return Archive(item["url"], digest, size, item.get("folder", ""), item.get("to", ""))

@@ -5,11 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.transfer import transfer_weights
-from models.yolo import YOLO, ModelConfig, parse_cfg
+from models.yolo import YOLO, ModelConfig, check_imgsz, parse_cfg
 from utils.checkpoint import load_checkpoint, model_weights
+from utils.errors import UserError, suggest
 from utils.seed import torch_seeded
 
 TORCHVISION = "torchvision:"
+
+
+def check_request(cfg: str, weights: str, imgsz: int) -> None:
+    """Raise the `UserError` that needs no data and no weights to be read: before minutes are spent on reading data."""
+    parse_cfg(cfg)
+    check_imgsz(imgsz)
+    if weights and not weights.startswith(TORCHVISION) and not Path(weights).is_file():
+        what = "a folder, not a checkpoint" if Path(weights).is_dir() else "no such file"
+        folder = Path(weights).parent
+        near = suggest(Path(weights).name, [path.name for path in folder.glob("*.pt")]) if folder.is_dir() else ""
+        raise UserError(f"--weights {weights}: {what}{near}")
 
 
 def build_model(cfg: str, weights: str, names: tuple[str, ...], seed: int, cfg_given: bool) -> tuple[YOLO, str]:

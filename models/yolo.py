@@ -63,7 +63,7 @@ def parse_cfg(cfg: str) -> str:
     names = [f"yolo-{size}" for size in SIZES]
     name = cfg.removesuffix(".yaml")
     if name not in names:
-        raise UserError(f"--cfg {cfg}: not a model; there are {', '.join(names)}{suggest(name, names)}")
+        raise UserError(f"--cfg '{cfg}': not a model; there are {', '.join(names)}{suggest(name, names)}")
     return name.removeprefix("yolo-")
 
 
@@ -93,6 +93,14 @@ class YOLO(nn.Module):
         if images.dtype == torch.uint8:
             images = images.float() / 255
         return self.head(self.neck(self.backbone(images)))
+
+
+def check_imgsz(imgsz: int) -> None:
+    """Raise `UserError` for a side of images that is no multiple of the largest stride; 0 stands for the default."""
+    if imgsz % MAX_STRIDE:
+        below = imgsz // MAX_STRIDE * MAX_STRIDE
+        near = f"{below} or {below + MAX_STRIDE}" if below else f"{MAX_STRIDE}"
+        raise UserError(f"--imgsz {imgsz}: must be a multiple of {MAX_STRIDE}, the model's largest stride: {near}")
 
 
 def count_parameters(model: nn.Module) -> int:

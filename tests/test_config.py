@@ -143,7 +143,7 @@ def test_single_cls(load: Callable) -> None:
             "data.yaml:3: not valid yaml: the key 'train' is already on line 1",
         ),
         ("train: {images: i, annotations: a}\nnames: [a, b, a]\n", "data.yaml:2: names: 'a' is there twice"),
-        ("trian: x\nnames: [a]\n", "none of train, val, test is there; did you mean 'trian'?"),
+        ("trian: x\nnames: [a]\n", "data.yaml:1: trian: not a key; did you mean 'train'?"),
         ("train: {image: i, annotations: a}\nnames: [a]\n", "data.yaml:1: train: unknown key 'image' (allowed: images"),
         ("train: {images: i}\nnames: [a]\n", "data.yaml:1: train: a mapping needs `images`"),
         ("train: [a, [b]]\nnames: [a]\n", "data.yaml:1: train: ['b'] is not a path"),

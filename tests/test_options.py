@@ -116,7 +116,7 @@ def test_typing_a_default_counts_as_typed() -> None:
         ("--extend tail --epochs 9", "--extend tail: goes with --resume"),
         ("--extend more --resume", "not one of replan, tail"),
         ("--plan --lr-find", "--lr-find and --plan: give one of them"),
-        ("--lr-find-from 1 --lr-find-to 0.1", "--lr-find-from 1: must be smaller than --lr-find-to 0.1"),
+        ("--lr-find --lr-find-from 1 --lr-find-to 0.1", "--lr-find-from 1: must be smaller than --lr-find-to 0.1"),
         ("--adam --optimizer SGD", "--adam and --optimizer SGD contradict each other"),
         ("--linear-lr --set schedule=constant", "--linear-lr and --set schedule="),
         ("--adam --set optimizer=SGD", "--adam and --set optimizer="),
