@@ -55,7 +55,7 @@ from utils.optim import (
 from utils.options import TrainOptions, parse
 from utils.plots import plot_images, plot_labels, plot_lr, plot_lr_find, plot_results
 from utils.resume import Origin, go_on, start_anew
-from utils.rundir import RunDir, RunLock, new_run, resolve_resume
+from utils.rundir import RunDir, RunLock, check_place, new_run, resolve_resume
 from utils.schedule import LearningRate, LRCurve, Schedule, describe_curve, group_rates, lr_curve
 from utils.stopping import EarlyStopping
 from utils.telemetry import Telemetry
@@ -585,6 +585,8 @@ def main(argv: list[str] | None = None) -> None:
         path = resolve_resume(options.resume, options.project)
         lock = RunLock(path.parents[1]) if dist.is_main() else None  # before the state is read
         options, origin = go_on(replace(options, resume=str(path)), path)
+    if origin.folder is None:
+        check_place(options.project, options.name, options.exist_ok)
     check_request(options.cfg, options.weights if origin.content is None else "", options.imgsz)
     set_deterministic(options.deterministic)
     device = select_device(options.device, dist.local_rank(), dist.local_world_size())

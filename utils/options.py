@@ -232,6 +232,8 @@ class TrainOptions(_Options):
         said = [flag for flag, name in named.items() if name]
         if len({name for name in named.values() if name}) > 1:
             raise UserError(f"{' and '.join(said)} contradict each other: give one of them")
+        if self.schedule == "custom":
+            raise UserError("--schedule custom: give the function itself, as --schedule my_module:my_factor")
         if self.noval and "val_period" in self.explicit:
             raise UserError("--noval and --val-period contradict each other: give one of them")
         if self.extend and self.resume is None:

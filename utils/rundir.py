@@ -105,13 +105,24 @@ def new_run(project: str | Path, name: str = "exp", exist_ok: bool = False) -> R
         raise UserError(f"--name '{name}': give the run's folder a name, such as exp")
     first = Path(project) / name
     if exist_ok:
-        if first.is_dir() and any(first.iterdir()) and not (first / LAST.parent).is_dir():
-            raise UserError(f"--exist-ok: {first} is no run's folder: nothing is written among the files in it")
+        check_place(project, name, exist_ok)
         return RunDir(first)
     number = 1
     while not _make(path := first if number == 1 else first.with_name(f"{first.name}{number}")):
         number += 1
     return RunDir(path)
+
+
+def check_place(project: str | Path, name: str, exist_ok: bool) -> None:
+    """Raise the `UserError` of a place for runs that can be known without making anything."""
+    first = Path(project) / name
+    if exist_ok and first.is_dir() and any(first.iterdir()) and not (first / LAST.parent).is_dir():
+        raise UserError(f"--exist-ok: {first} is no run's folder: nothing is written among the files in it")
+    above = next(folder for folder in first.parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{first}: cannot be made: {above} is not a folder")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"{first}: cannot be made: {above} may not be written to")
 
 
 def newest_run(project: str | Path) -> Path | None:
