@@ -329,7 +329,12 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
     """Build model, optimizer, schedule and state, and say what will be trained and how."""
     hyp = origin.hyp
     model, source = build_model(
-        options.cfg, options.weights, data.config.names, options.seed, "cfg" in options.explicit
+        options.cfg,
+        options.weights,
+        data.config.names,
+        options.seed,
+        cfg_given="cfg" in options.explicit,
+        download=options.download,
     )
     frozen = freeze(model, options.freeze)
     model = model.to(precision.device, memory_format=torch.channels_last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from models.backbone import check_imagenet
 from models.transfer import transfer_weights
 from models.yolo import YOLO, ModelConfig, check_imgsz, parse_cfg
 from utils.checkpoint import load_checkpoint, model_weights
@@ -24,18 +25,25 @@ def check_request(cfg: str, weights: str, imgsz: int) -> None:
         raise UserError(f"--weights {weights}: {what}{near}")
 
 
-def build_model(cfg: str, weights: str, names: tuple[str, ...], seed: int, cfg_given: bool) -> tuple[YOLO, str]:
+def build_model(
+    cfg: str, weights: str, names: tuple[str, ...], seed: int, cfg_given: bool, download: bool = False
+) -> tuple[YOLO, str]:
     """Build the model and say where its weights come from.
 
     Args:
         cfg: `yolo-n` … `yolo-x`.  cfg_given: the user typed it; else a checkpoint's own shape is taken.
         weights: empty (random), a checkpoint, `torchvision:NAME` (ImageNet weights) or `torchvision:NAME:random`.
+        download: ImageNet weights that are not on this machine may be fetched.
     Raises:
         UserError: unknown names, unreadable weights.
     """
     size = parse_cfg(cfg)
     if weights.startswith(TORCHVISION):
         name, _, start = weights.removeprefix(TORCHVISION).partition(":")
+        if start not in ("", "random"):
+            raise UserError(f"--weights {weights}: write {TORCHVISION}{name} or {TORCHVISION}{name}:random")
+        if start != "random":
+            check_imagenet(name, download)
         with torch_seeded(seed, "init"):
             model = YOLO(ModelConfig(size, len(names), name), pretrained_backbone=start != "random")
         return model, f"backbone {'random' if start == 'random' else 'ImageNet'} weights, the rest random"

@@ -154,6 +154,8 @@ TRAIN = [
     ("--weights pickle.pt", "pickle.pt: not a sound checkpoint"),
     ("--weights empty.pt", "empty.pt: not a sound checkpoint (too short)"),
     ("--weights torchvision:resnet19", "torchvision:resnet19: torchvision has no such classifier; did you mean"),
+    ("--weights torchvision:resnet18", "its ImageNet weights are not in", "add --download to fetch https://download"),
+    ("--weights torchvision:resnet18:ramdom", "write torchvision:resnet18 or torchvision:resnet18:random"),
     ("--data nope", "data 'nope': no such yaml file", "shapes"),
     ("--data shape", "data 'shape': no such yaml file", "did you mean 'shapes'?"),
     ("--data folder", "data 'folder': a folder; give a yaml file (those in it: in.yaml)"),
@@ -364,6 +366,7 @@ DATA = [
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory of every case, with the files that the cases name."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for folder in ("folder", "empty_folder", "images", "broken/weights"):
         Path(folder).mkdir(parents=True)
     Path("folder/in.yaml").touch()

@@ -134,7 +134,11 @@ class TrainOptions(_Options):
         bare="ram",
         choices=("auto", "ram", "disk", "off"),
     )
-    download: bool = _flag(False, "fetch the data set that the data yaml names, where it is missing", "data and model")
+    download: bool = _flag(
+        False,
+        "fetch what is missing: the data set that the data yaml names, torchvision's ImageNet weights",
+        "data and model",
+    )
 
     epochs: int = _flag(40, "epochs to train", "training", low=1, high=1_000_000)
     batch_size: int = _flag(16, "images a batch, over all devices", "training", "--batch", low=1, high=65536)
