@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,10 +103,12 @@ def fetch_file(archive: Archive, target: Path, allow_http: bool = False) -> None
             )
         os.replace(partial, target)
     except (OSError, HTTPException, ValueError) as error:  # URLError is an OSError; an unusable URL a ValueError
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         reason = (
             getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
         )
-        raise UserError(f"{url}: can't be fetched: {reason}") from None
+        raise UserError(f"{url}: can't be fetched: {' '.join(str(reason).split())[:300]}") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -115,7 +118,7 @@ def _receive(archive: Archive, partial: Path, allow_http: bool) -> tuple[int, in
     request = urllib.request.Request(archive.url, headers={"User-Agent": "lockstep"})
     with urllib.request.build_opener(_Redirects(allow_http)).open(request, timeout=TIMEOUT) as response:
         announced = response.headers.get("Content-Length", "")
-        promised = int(announced) if re.fullmatch("[0-9]{1,18}", announced) else None
+        promised = int(announced) if re.fullmatch("[0-9]{1,20}", announced) else None
         size = promised if archive.size is None else archive.size
         free = check_space(archive.url, size, partial.parent)
         with open(partial, "wb") as file:
@@ -152,7 +155,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self.allow_http = allow_http
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # noqa: ANN001, ANN201 (as in the base class)
-        _check_scheme(newurl, self.allow_http)
+        with contextlib.closing(fp):  # also where the new address is refused
+            _check_scheme(newurl, self.allow_http)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

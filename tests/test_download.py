@@ -158,7 +158,7 @@ def test_only_https_is_fetched_also_after_a_redirect(server: Server, tmp_path: P
             fetch_file(Archive(server.url(path)), tmp_path / "got", allow_http=True)
     request = urllib.request.Request("https://example.org/f")
     with pytest.raises(UserError, match="http://example.org/g: only https is fetched"):
-        _Redirects(False).redirect_request(request, None, 302, "Found", {}, "http://example.org/g")
+        _Redirects(False).redirect_request(request, io.BytesIO(), 302, "Found", {}, "http://example.org/g")
     fetch_file(Archive(server.url("/to_f")), tmp_path / "got", allow_http=True)
     assert (tmp_path / "got").read_bytes() == b"1"
 
