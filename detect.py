@@ -108,7 +108,7 @@ def read_frames(files: list[Path], stride: int) -> Iterator[Frame]:
 
 
 def _video_frames(file: Path, stride: int) -> Iterator[Frame]:
-    video = cv2.VideoCapture(str(file))
+    video = cv2.VideoCapture(str(file), cv2.CAP_FFMPEG)  # other readers take a name for a camera or a pipeline
     fps = (video.get(cv2.CAP_PROP_FPS) or 25.0) / stride
     number = 0
     while video.grab():
