@@ -158,7 +158,9 @@ class _Document:
         except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
             mark = getattr(error, "problem_mark", None)
             problem = getattr(error, "problem", None) or f"not text that can be read ({type(error).__name__})"
-            raise UserError(f"{file}{f':{mark.line + 1}' if mark else ''}: not valid yaml: {problem}") from None
+            raise UserError(
+                f"{file}{f':{mark.line + 1}' if mark else ''}: not valid yaml: {printable(problem)}"
+            ) from None
         self.lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
 
     def get(self, key: str) -> Any:
@@ -168,7 +170,7 @@ class _Document:
 
     def error(self, key: str, text: str) -> UserError:
         line = f":{self.lines[key]}" if key in self.lines else ""
-        return UserError(f"{self.file}{line}: {key}: {text}")
+        return UserError(f"{self.file}{line}: {printable(f'{key}: {text}')}")
 
     def texts(self, key: str, value: Any) -> list[str]:
         """A text, or a list of texts, as a list."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from utils.errors import UserError, refuse, suggest
+from utils.errors import UserError, printable, refuse, suggest
 
 PRESETS = Path(__file__).resolve().parents[1] / "hyp"
 FITNESS = ("mAP50-95", "mAP50", "precision", "recall")
@@ -270,7 +270,7 @@ def _read_yaml(path: Path, shown: str) -> tuple[dict[str, Any], dict[str, int], 
     first_line: dict[str, int] = {}
     for key_node, value_node in root.value:
         line = key_node.start_mark.line + 1
-        name = key_node.value[:SHOWN] if isinstance(key_node, yaml.ScalarNode) else "(not a word)"
+        name = printable(key_node.value[:SHOWN]) if isinstance(key_node, yaml.ScalarNode) else "(not a word)"
         if name in first_line:
             faults.append(f"{shown}:{line}: {name}: given twice, first in line {first_line[name]}")
             continue
@@ -286,7 +286,7 @@ def _read_yaml(path: Path, shown: str) -> tuple[dict[str, Any], dict[str, int], 
 def _yaml_fault(error: Exception) -> str:
     """Return `:line: what is wrong` of a parser's error."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    return f"{f':{mark.line + 1}' if mark else ''}: not valid yaml: {problem or type(error).__name__}"
+    return f"{f':{mark.line + 1}' if mark else ''}: not valid yaml: {printable(problem or type(error).__name__)}"
 
 
 def _from_node(name: str, node: yaml.Node) -> tuple[Any, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from utils.errors import UserError, printable, refuse, suggest, text_fault
+from utils.errors import MAX_FILE_NAME, UserError, printable, refuse, suggest, text_fault
 
 GROUPS = ("data and model", "training", "learning rate", "evaluation", "output", "run folder", "machine")
 
@@ -361,7 +361,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str) -> T:
     _refuse_foreign(cls, words)
     found, rest = _parser(cls, prog, description).parse_known_args(words)
     if rest:
-        raise UserError(_stray(cls, prog, rest[0]))
+        raise UserError(printable(_stray(cls, prog, rest[0][:MAX_FILE_NAME])))
     values = {flag.name: _value(flag, vars(found)[flag.name]) for flag in flags(cls) if flag.name in vars(found)}
     if not values.get("help_hyp"):
         for flag in flags(cls):
@@ -372,7 +372,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str) -> T:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
+        raise UserError(printable(f"{self.prog}: {message}"))
 
 
 def _parser(cls: type[_Options], prog: str, description: str) -> argparse.ArgumentParser:
