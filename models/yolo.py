@@ -63,7 +63,7 @@ def parse_cfg(cfg: str) -> str:
     names = [f"yolo-{size}" for size in SIZES]
     name = cfg.removesuffix(".yaml")
     if name not in names:
-        raise UserError(f"--cfg '{cfg}': not a model; there are {', '.join(names)}{suggest(name, names)}")
+        raise UserError(f"--cfg {cfg}: not a model; there are {', '.join(names)}{suggest(name, names)}")
     return name.removeprefix("yolo-")
 
 
