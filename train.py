@@ -26,7 +26,7 @@ from data.config import DataConfig, load_data_config
 from data.dataset import DetectionDataset
 from data.index import Index, build_index
 from data.loader import Batch, Loader, multi_scale_size, resize_batch
-from models.build import build_model, check_request
+from models.build import build_model, check_request, rebuild_model
 from models.loss import DetectionLoss, LossTerms
 from models.transfer import freeze, hold
 from models.yolo import MAX_STRIDE, count_parameters
@@ -328,14 +328,17 @@ def default_workers(device: str) -> int:
 def build_training(options: TrainOptions, origin: Origin, data: Data, precision: Precision) -> tuple[Training, LRCurve]:
     """Build model, optimizer, schedule and state, and say what will be trained and how."""
     hyp = origin.hyp
-    model, source = build_model(
-        options.cfg,
-        options.weights,
-        data.config.names,
-        options.seed,
-        cfg_given="cfg" in options.explicit,
-        download=options.download,
-    )
+    if origin.content is not None:
+        model, source = rebuild_model(origin.content["model"], data.config.names)
+    else:
+        model, source = build_model(
+            options.cfg,
+            options.weights,
+            data.config.names,
+            options.seed,
+            cfg_given="cfg" in options.explicit,
+            download=options.download,
+        )
     frozen = freeze(model, options.freeze)
     model = model.to(precision.device, memory_format=torch.channels_last)
     accumulate = accumulation(options.batch_size, hyp.nominal_batch)

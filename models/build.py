@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from models.backbone import check_imagenet
 from models.transfer import transfer_weights
@@ -23,6 +24,12 @@ def check_request(cfg: str, weights: str, imgsz: int) -> None:
         folder = Path(weights).parent
         near = suggest(Path(weights).name, [path.name for path in folder.glob("*.pt")]) if folder.is_dir() else ""
         raise UserError(f"--weights {weights}: {what}{near}")
+
+
+def rebuild_model(description: dict[str, Any], names: tuple[str, ...]) -> tuple[YOLO, str]:
+    """Build the model of a run that goes on, as its state describes it; what it once started from is not needed."""
+    own = ModelConfig.from_dict(description, "the saved state")
+    return YOLO(ModelConfig(own.size, len(names), own.backbone)), "weights of the saved state"
 
 
 def build_model(
