@@ -77,10 +77,14 @@ def decode(data: np.ndarray, imgsz: int = MAX_SIDE) -> np.ndarray | None:
 
     A JPEG comes at a fraction of its size where that is simple and its long side stays `imgsz` at least.
     """
+    header = known_header(data)
+    return decode_upright(data, cv2.IMREAD_COLOR if header is None else _reduced(header, imgsz), header)
+
+
+def decode_upright(data: np.ndarray, flag: int, header: Header | None) -> np.ndarray | None:
+    """Decode a file's bytes, uint8 `[N]`, with one of OpenCV's flags; None where it can't. header: `known_header`."""
     # OpenCV's versions differ in what they make of an odd EXIF block. Read by us, it turns the pixels as it turned the
     # size that the labels were read for. TIFFs are turned by OpenCV, see `read_header`.
-    header = known_header(data)
-    flag = cv2.IMREAD_COLOR if header is None else _reduced(header, imgsz)
     if data[:2].tobytes() not in (b"II", b"MM"):
         flag |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
