@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor
 
 from data.augment import letterbox
-from data.cache import resize_long_side
+from data.cache import decode, resize_long_side
 from models.decode import detect
-from models.yolo import MAX_STRIDE, YOLO
+from models.yolo import MAX_STRIDE, YOLO, check_imgsz
 from utils.device import select_device
-from utils.errors import UserError, run_cli, suggest
+from utils.errors import UserError, printable, run_cli, suggest
 from utils.metrics import Detections, detections_to_coco
 from utils.options import DetectOptions, parse
 from utils.plots import draw_boxes
@@ -61,19 +62,32 @@ def find_files(source: str) -> list[Path]:
     if path.is_dir():
         found = sorted(path.iterdir())
     elif path.is_file() and path.suffix.lower() == ".txt":
-        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-        found = [file for line in lines if line for file in find_files(line)]
+        found = [file for line in _read_list(path) for file in find_files(line)]
     elif path.is_file():
         found = [path]
     else:
         found = [Path(file) for file in sorted(glob.glob(source, recursive=True))]
     if not found:
+        if path.is_dir():
+            raise UserError(f"--source {source}: an empty folder")
         near = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise UserError(f"--source {source}: no such file, folder or pattern{near}")
-    known = [file for file in found if file.suffix.lower() in IMAGES + VIDEOS]
+    known = [file for file in found if file.suffix.lower() in IMAGES + VIDEOS and file.is_file()]
     if not known:
         raise UserError(f"--source {source}: no image or video in it; read are {' '.join(IMAGES + VIDEOS)}")
     return known
+
+
+def _read_list(path: Path) -> list[str]:
+    """The lines of a txt file, each an image, a video, a folder or a glob; no list of lists, which may hold itself."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--source {path}: can't be read as UTF-8 text ({type(error).__name__})") from None
+    for number, line in enumerate(lines, 1):
+        if line.lower().endswith(".txt"):
+            raise UserError(f"--source {path}: entry {number} is another list, {line}: name images, videos or folders")
+    return lines
 
 
 def read_frames(files: list[Path], stride: int) -> Iterator[Frame]:
@@ -82,15 +96,18 @@ def read_frames(files: list[Path], stride: int) -> Iterator[Frame]:
         if file.suffix.lower() in VIDEOS:
             yield from _video_frames(file, stride)
             continue
-        image = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) if file.stat().st_size else None
+        try:
+            image = decode(np.fromfile(file, np.uint8))
+        except OSError:
+            image = None
         if image is None:
-            print(f"warning: {file}: not an image that OpenCV can decode; left out", file=sys.stderr)
+            print(f"warning: {printable(str(file))}: not an image that OpenCV can decode; left out", file=sys.stderr)
             continue
         yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), file)
 
 
 def _video_frames(file: Path, stride: int) -> Iterator[Frame]:
-    video = cv2.VideoCapture(str(file))
+    video = cv2.VideoCapture(str(file), cv2.CAP_FFMPEG)  # other readers take a name for a camera or a pipeline
     fps = (video.get(cv2.CAP_PROP_FPS) or 25.0) / stride
     number = 0
     while video.grab():
@@ -101,7 +118,7 @@ def _video_frames(file: Path, stride: int) -> Iterator[Frame]:
                 yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), file, number, fps)
     video.release()
     if number == 0:
-        print(f"warning: {file}: not a video that OpenCV can decode; left out", file=sys.stderr)
+        print(f"warning: {printable(str(file))}: not a video that OpenCV can decode; left out", file=sys.stderr)
 
 
 @torch.inference_mode()
@@ -192,12 +209,19 @@ class Writer:
             x2, y2 = np.ceil(box[2:]).astype(int)
             crop = cv2.cvtColor(frame.image[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)], cv2.COLOR_RGB2BGR)
             if crop.size:
-                write_image(self._sub(f"crops/{self.names[label]}") / f"{frame.name}_{number}.jpg", crop)
+                folder = self._sub(f"crops/{_folder_name(self.names[label])}")
+                write_image(folder / f"{frame.name}_{number}.jpg", crop)
 
     def _sub(self, name: str) -> Path:
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def _folder_name(name: str) -> str:
+    """A class's name as that of a folder: it comes from a checkpoint, and may be `../..` or hold a `/`."""
+    safe = re.sub(r'[/\\:*?"<>|]', "_", printable(name)).encode()[:200].decode(errors="ignore").strip(". ")
+    return safe or "_"
 
 
 def write_image(path: Path, picture: np.ndarray) -> None:
@@ -210,6 +234,7 @@ def write_image(path: Path, picture: np.ndarray) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(DetectOptions, sys.argv[1:] if argv is None else argv, "detect.py", "Find objects with a model.")
+    check_imgsz(options.imgsz)
     files = find_files(options.source)
     device = select_device(options.device)
     model, content = load_model(options.weights, device)
@@ -217,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.classes and max(options.classes) >= len(names):
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
         raise UserError(f"--classes {max(options.classes)}: the model has {len(names)} classes: {listed}")
-    imgsz = -(-(options.imgsz or content["imgsz"]) // MAX_STRIDE) * MAX_STRIDE
+    imgsz = options.imgsz or -(-content["imgsz"] // MAX_STRIDE) * MAX_STRIDE
     run = new_run(options.project, options.name, options.exist_ok)
     with ExitStack() as stack:
         writer = Writer(run, options, names, stack)
@@ -229,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
             counts = Counter(names[label] for label in found.classes)
             said = ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "nothing"
             where = f"{frame.file} frame {frame.number}" if frame.number else f"{frame.file}"
-            print(f"{where}: {said} ({milliseconds:.0f} ms)")
+            print(printable(f"{where}: {said} ({milliseconds:.0f} ms)"))
         writer.close()
     print(f"results in {run.path}")
 

@@ -27,7 +27,7 @@ from data.dataset import DetectionDataset
 from data.index import Index
 from data.loader import Batch, Loader, multi_scale_size, resize_batch
 from data.splits import Splits, read_splits
-from models.build import build_model
+from models.build import build_model, check_request, rebuild_model
 from models.loss import DetectionLoss, LossTerms
 from models.transfer import freeze, hold
 from models.yolo import MAX_STRIDE, count_parameters
@@ -57,7 +57,7 @@ from utils.options import TrainOptions, parse
 from utils.plots import plot_images, plot_labels, plot_lr, plot_lr_find, plot_results
 from utils.profiler import phase, profile_steps
 from utils.resume import Origin, go_on, start_anew
-from utils.rundir import RunDir, RunLock, new_run, resolve_resume
+from utils.rundir import RunDir, RunLock, check_place, new_run, resolve_resume
 from utils.schedule import LearningRate, LRCurve, Schedule, describe_curve, group_rates, lr_curve
 from utils.stopping import EarlyStopping
 from utils.telemetry import Telemetry
@@ -334,9 +334,17 @@ def default_workers(device: str) -> int:
 def build_training(options: TrainOptions, origin: Origin, data: Data, precision: Precision) -> tuple[Training, LRCurve]:
     """Build model, optimizer, schedule and state, and say what will be trained and how."""
     hyp = origin.hyp
-    model, source = build_model(
-        options.cfg, options.weights, data.config.names, options.seed, "cfg" in options.explicit
-    )
+    if origin.content is not None:
+        model, source = rebuild_model(origin.content["model"], data.config.names)
+    else:
+        model, source = build_model(
+            options.cfg,
+            options.weights,
+            data.config.names,
+            options.seed,
+            cfg_given="cfg" in options.explicit,
+            download=options.download,
+        )
     frozen = freeze(model, options.freeze)
     model = model.to(precision.device, memory_format=torch.channels_last)
     if options.compile:
@@ -606,7 +614,10 @@ def begin_steps(training: Training) -> Iterator[tuple[int, Batch]]:
 def side_folder(options: TrainOptions, name: str) -> Path:
     """Return the folder of something that is no run, the same each time unless the user names one."""
     folder = Path(options.project) / (options.name if "name" in options.explicit else name)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
     return folder
 
 
@@ -623,13 +634,17 @@ def main(argv: list[str] | None = None) -> None:
         path = resolve_resume(options.resume, options.project)
         lock = RunLock(path.parents[1]) if dist.is_main() else None  # before the state is read
         options, origin = go_on(replace(options, resume=str(path)), path)
+    if origin.folder is None:
+        check_place(options.project, options.name, options.exist_ok)
+    check_request(options.cfg, options.weights if origin.content is None else "", options.imgsz)
     set_deterministic(options.deterministic)
     device = select_device(options.device, dist.local_rank(), dist.local_world_size())
     if device.type == "cpu":
         keep_freed_memory()
+    precision = Precision(device, options.amp)
     dist.start(device)
     data = build_data(options, origin, device)
-    training, curve = build_training(options, origin, data, Precision(device, options.amp))
+    training, curve = build_training(options, origin, data, precision)
     restore(training, data, options, origin)
     with contextlib.closing(data.train_loader), contextlib.closing(data.val_loader):
         if options.plan:

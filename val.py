@@ -22,7 +22,7 @@ from data.loader import Batch, Loader
 from data.splits import read_splits
 from models.decode import ImageDetections, detect
 from models.loss import DetectionLoss
-from models.yolo import MAX_STRIDE, YOLO, ModelConfig
+from models.yolo import MAX_STRIDE, YOLO, ModelConfig, check_imgsz
 from utils.checkpoint import load_checkpoint, model_weights
 from utils.device import Precision, select_device
 from utils.errors import UserError, run_cli
@@ -220,9 +220,12 @@ def _dump(path: Path, value: object) -> None:
 
 def main(argv: list[str] | None = None) -> Evaluation:
     options = parse(ValOptions, sys.argv[1:] if argv is None else argv, "val.py", "Evaluate a checkpoint by COCO mAP.")
+    check_imgsz(options.imgsz)
     precision = Precision(select_device(options.device), options.amp)
     model, content = load_model(options.weights, precision.device)
-    config = load_data_config(options.data or content["data"], options.single_cls or content["single_cls"])
+    config = load_data_config(
+        options.data or content["data"], options.single_cls or content["single_cls"], options.download
+    )
     if config.nc != len(content["names"]):
         raise UserError(
             f"{config.file}: has {config.nc} classes, {options.weights} was trained on {len(content['names'])}"

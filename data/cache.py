@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from data.images import MAX_SIDE, TURNED, Header, known_header
 from utils.errors import UserError
 
 # OpenCV runs in the thread that calls it: parallel loading comes from workers, and in the trainer's own process a
@@ -24,7 +25,7 @@ from utils.errors import UserError
 cv2.setNumThreads(0)
 
 CACHE_MODES = ("ram", "disk")
-FORMAT = 2  # part of every cache file's key: raise it when load_image gives other pixels
+FORMAT = 3  # part of every cache file's key: raise it when load_image gives other pixels
 REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 CHUNK = 2048  # images given to the decoding threads at a time
 
@@ -55,44 +56,58 @@ def resized_sizes(sizes: np.ndarray, imgsz: int) -> np.ndarray:
 
 
 def load_image(path: str | os.PathLike[str], imgsz: int) -> np.ndarray:
-    """Read an image, upright by its EXIF tag, with its long side resized to `imgsz`.
+    """Read an image (the first frame), upright by its EXIF tag, with its long side resized to `imgsz`.
 
-    Returns uint8 `[h, w, 3]`, RGB. Raises `UserError` naming the file where it can't be read as an image.
+    Grey, 16-bit, palette, alpha and CMYK become RGB. Returns uint8 `[h, w, 3]`. Raises `UserError` naming the file
+    where it can't be read as an image.
     """
     try:
         data = np.fromfile(path, np.uint8)  # not cv2.imread: it can't open every file name on every system
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
-    try:
-        image = cv2.imdecode(data, _reduced(data, imgsz)) if data.size else None
-    except cv2.error:
-        image = None
+    image = decode(data, imgsz)
     if image is None:
         raise UserError(f"{path}: not an image that OpenCV can decode ({data.size} bytes)")
     image = resize_long_side(image, imgsz)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
-def _reduced(data: np.ndarray, imgsz: int) -> int:
+def decode(data: np.ndarray, imgsz: int = MAX_SIDE) -> np.ndarray | None:
+    """Decode a file's bytes, uint8 `[N]`, upright; uint8 `[h, w, 3]`, BGR, or None where OpenCV can't.
+
+    A JPEG comes at a fraction of its size where that is simple and its long side stays `imgsz` at least.
+    """
+    header = known_header(data)
+    return decode_upright(data, cv2.IMREAD_COLOR if header is None else _reduced(header, imgsz), header)
+
+
+def decode_upright(data: np.ndarray, flag: int, header: Header | None) -> np.ndarray | None:
+    """Decode a file's bytes, uint8 `[N]`, with one of OpenCV's flags; None where it can't. header: `known_header`."""
+    # OpenCV's versions differ in what they make of an odd EXIF block. Read by us, it turns the pixels as it turned the
+    # size that the labels were read for. TIFFs are turned by OpenCV, see `read_header`.
+    if data[:2].tobytes() not in (b"II", b"MM"):
+        flag |= cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(data, flag) if data.size else None
+    except cv2.error:
+        image = None
+    if image is None or header is None or header.orientation == 1:
+        return image
+    if header.orientation in TURNED:
+        image = cv2.transpose(image)
+    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(header.orientation)
+    return image if flip is None else cv2.flip(image, flip)
+
+
+def _reduced(header: Header, imgsz: int) -> int:
     """OpenCV's flag to decode a JPEG at 1/8, 1/4 or 1/2 where that is still as large as asked for: half the time.
 
     The inverse transform of a block at a lower frequency is the mean over its pixels, as in a resize by area. Only
     where both sides are multiples of the divisor: else the last column would stand for fewer pixels than the others.
     """
-    size = jpeg_size(memoryview(data))
+    size = header.size if header.kind == "JPEG" else (0, 0)
     fits = (divisor for divisor in REDUCED if max(size) >= divisor * imgsz and not any(side % divisor for side in size))
     return REDUCED.get(next(fits, 1), cv2.IMREAD_COLOR)
-
-
-def jpeg_size(data: memoryview) -> tuple[int, int]:
-    """Width and height of a JPEG as it is stored, from its frame header; (0, 0) where `data` is something else."""
-    at = 2
-    while data[:2] == b"\xff\xd8" and at + 9 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOF0 … SOF15 but DHT, JPG, DAC
-            return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
-        at += 1 if marker == 0xFF else 2 + length  # 0xFF: padding before a marker
-    return 0, 0
 
 
 def resize_long_side(image: np.ndarray, imgsz: int) -> np.ndarray:

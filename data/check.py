@@ -1,25 +1,25 @@
 """Look at a data set before training on it: `python -m data.check my.yaml --html`.
 
 The checks are those of training, and some that training can't make: what is written is a report to be looked at.
-Exit code 0: no fault, 2: at least one, whether it stops a run or not (suspicions and look-alikes are no faults).
+Exit code 0: no fault, 2: at least one, whether it stops a run or not. Suspicions and look-alikes are no faults, nor are
+images without a label file where they are few.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from data.config import DataConfig, load_data_config
-from data.faults import Fault
+from data.decoding import decode_faults
+from data.faults import DataError, Fault
 from data.findings import (
     Findings,
     Pairs,
@@ -29,14 +29,12 @@ from data.findings import (
     find_suspects,
     find_twins,
     short_path,
-    visible,
 )
 from data.index import Index, build_index
 from data.report import build_page
 from data.similar import Looks, look_at
-from data.thumbnails import decode
 from utils.atomic import cannot_write, replace_file
-from utils.errors import EXIT_DONE, EXIT_USAGE, UserError, run_cli
+from utils.errors import EXIT_DONE, EXIT_USAGE, UserError, printable, run_cli
 from utils.options import CheckOptions, parse
 
 EXAMPLES = 5  # of each kind that are printed
@@ -47,11 +45,10 @@ def examine(config: DataConfig, full: bool = False) -> Findings:
     """Read all splits of a data set and look at every image.
 
     full: decode every image at its full size. A split that can't be read is a fault, and the others are examined.
-    Raises `UserError` where none can be read.
+    Raises `DataError` where none can be read.
     """
     parts: list[Part] = []
-    faults: list[tuple[str, Fault]] = []
-    failed: list[UserError] = []
+    faults = [("", fault) for fault in config.faults]
     notes: list[str] = []
     seen: dict[tuple, str] = {}
     for name in config.splits:
@@ -61,15 +58,15 @@ def examine(config: DataConfig, full: bool = False) -> Findings:
                 notes.append(f"{name} is the same as {seen[sources]}")
                 continue
             part = _examine_split(config, name, full)
-        except UserError as error:
-            failed.append(error)
-            faults += [(name, fault) for fault in _split_faults(error, config, name)]
+        except DataError as error:  # no training reads `test`
+            faults += [(name, replace(fault, stops=fault.stops and name != "test")) for fault in error.faults]
             continue
         seen[sources] = name
         parts.append(part)
-        faults += [(name, fault) for fault in part.faults]
+        notes += [f"{name}: {fault.text}" for fault in part.faults if fault.is_note]
+        faults += [(name, fault) for fault in part.faults if not fault.is_note]
     if not parts:
-        raise failed[0]
+        raise DataError(*dict.fromkeys(fault for _, fault in faults))
     notes += [f"the yaml has no {name}" for name in ("train", "val") if name not in config.splits]
     leaks = [find_leaks(first, second) for first, second in combinations(parts, 2)]
     return Findings(config, parts, faults, notes, [find_twins(part) for part in parts], leaks)
@@ -84,42 +81,14 @@ def _examine_split(config: DataConfig, name: str, full: bool) -> Part:
 
 def _pixel_faults(index: Index, looks: Looks, full: bool) -> list[Fault]:
     """Images whose header can be read but not their pixels."""
-    found = dict(looks.unreadable)
+    found = {}
+    for i, why in looks.unreadable.items():
+        path = index.path(i)
+        text = f"{why.removeprefix(f'{path}: ')}: copy, export or download it again"
+        found[path] = Fault.of("image-corrupt", path, "", text)
     if full:
-        found |= _undecodable([index.path(i) for i in range(len(index))])
-    return [_pixel_fault(index.path(i), why) for i, why in sorted(found.items())]
-
-
-def _pixel_fault(path: str, why: str) -> Fault:
-    return Fault(path, "", why.removeprefix(f"{path}: "), "image-corrupt", stops=True)
-
-
-def _undecodable(paths: Sequence[str]) -> dict[int, str]:
-    """Decode every image at its full size: number -> why it can't be."""
-
-    def attempt(path: str) -> str:
-        try:
-            decode(path)
-        except UserError as error:
-            return str(error)
-        return ""
-
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        words = tqdm(pool.map(attempt, paths), "decoding images", len(paths), disable=None, leave=False)
-        return {i: why for i, why in enumerate(words) if why}
-
-
-def _split_faults(error: UserError, config: DataConfig, split: str) -> list[Fault]:
-    """What keeps a split from being read; it stops a training unless it is `test`."""
-    known: Sequence[Fault] = getattr(error, "faults", ())  # of an error that is made of them
-    if known:
-        return [dataclasses.replace(fault, stops=fault.stops and split != "test") for fault in known]
-    file, message = str(config.file), str(error)
-    place, _, text = message.removeprefix(f"{file}:").partition(f"{split}: ")
-    if not message.startswith(f"{file}:") or place.strip(": ").strip("0123456789"):
-        return [Fault(file, split, message, "split-unreadable", split != "test")]
-    line = place.strip(": ")
-    return [Fault(file, f"line {line}" if line else split, text, "split-unreadable", split != "test")]
+        found |= {path: fault for path, fault in decode_faults([index.path(i) for i in range(len(index))]) if fault}
+    return [found[path] for path in sorted(found)]
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -130,7 +99,7 @@ def summary(findings: Findings) -> str:
     config = findings.config
     head = f"{short_path(config.file)}: {_many(config.nc, 'class', 'classes')}; paths below are relative to "
     blocks = [
-        [head + short_path(config.root), *findings.notes],
+        [head + short_path(config.root), *map(printable, findings.notes)],
         _split_lines(findings),
         _class_lines(findings),
         _fault_lines(findings),
@@ -162,7 +131,7 @@ def _span(values: np.ndarray) -> str:
 
 
 def _class_lines(findings: Findings) -> list[str]:
-    counts, names = findings.class_counts, [visible(name) for name in findings.config.names]
+    counts, names = findings.class_counts, [printable(name) for name in findings.config.names]
     width = min(max(map(len, names)) + 2, 30)
     lines = [f"{'class':<{width}}" + "".join(f"{part.name:>11}{'':>8}" for part in findings.parts)]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -193,8 +162,10 @@ def _fault_lines(findings: Findings) -> list[str]:
     stops = sum(fault.stops for _, fault in findings.faults)
     lines = [f"{_many(len(findings.faults), 'fault')}, {stops or 'none'} of which would stop a training"]
     for kind, members in faults_by_kind(findings.faults).items():
-        lines.append(f"  {visible(kind)}: {len(members):,}")
-        lines += [f"    {split}: {_relative(str(fault), findings)}" for split, fault in members[:EXAMPLES]]
+        lines.append(f"  {printable(kind)}: {len(members):,}")
+        lines += [
+            f"    {split + ': ' if split else ''}{_relative(fault, findings)}" for split, fault in members[:EXAMPLES]
+        ]
         lines += [f"    and {len(members) - EXAMPLES:,} more"] * (len(members) > EXAMPLES)
     return lines
 
@@ -218,7 +189,7 @@ def _example(findings: Findings, kind: str) -> str:
     image = int(np.searchsorted(part.index.offsets, box, side="right")) - 1
     corners = ", ".join(f"{value:.6g}" for value in part.index.boxes[box])
     name = findings.config.names[part.index.classes[box]]
-    return f"{visible(part.index.name(image))}: {visible(name)} ({corners})"
+    return f"{printable(part.index.name(image))}: {printable(name)} ({corners})"
 
 
 def _twin_lines(findings: Findings) -> list[str]:
@@ -238,11 +209,11 @@ def _twin_lines(findings: Findings) -> list[str]:
 
 def _pair(pairs: Pairs) -> str:
     first, second = pairs.images[0].tolist()
-    return f"{visible(pairs.first.index.name(first))} and {visible(pairs.second.index.name(second))}"
+    return f"{printable(pairs.first.index.name(first))} and {printable(pairs.second.index.name(second))}"
 
 
-def _relative(text: str, findings: Findings) -> str:
-    return visible(text.removeprefix(f"{findings.config.root}{os.sep}"))
+def _relative(fault: Fault, findings: Findings) -> str:
+    return str(replace(fault, file=fault.file.removeprefix(f"{findings.config.root}{os.sep}")))
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -252,7 +223,7 @@ def page_path(html: str, config: DataConfig) -> Path:
     """Where the page goes; `UserError` for a name that is no page's (it could be a file of the user's)."""
     path = Path(html or f"runs/check/{config.file.stem}.html")
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
-        raise UserError(f"--html {visible(html)}: must be a file called .html")
+        raise UserError(f"--html {printable(html)}: must be a file called .html")
     return path
 
 
@@ -286,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     text = summary(findings)
     if path is not None:
         write_page(path, build_page(findings))
-        text += f"\n\npage with pictures: {visible(str(path))}"
+        text += f"\n\npage with pictures: {printable(str(path))}"
     _say(text)
     return EXIT_USAGE if findings.faults else EXIT_DONE
 

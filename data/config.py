@@ -16,7 +16,7 @@ from data.document import NOTHING, Document, shorten
 from data.download import Archive, fetch
 from data.faults import DataError, Fault
 from data.shapes import ensure_shapes
-from utils.errors import suggest
+from utils.errors import printable, suggest, text_fault
 
 PROJECT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "val", "test")
@@ -34,6 +34,7 @@ OTHER_WORDS = {
 }
 NEAR, NEAR_SHORT = 0.75, 0.66  # likeness of a slip of the keyboard, such as `nmaes`; in three letters, such as `vla`
 MAX_MISSING_LABELS = 0.5
+MAX_NAME = 200  # characters of the name of a class
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def _meant(document: Document, key: object) -> str:
     """The key that is absent and that an unknown one seems to stand for, or an empty text."""
     word = str(key)
     absent = [] if word in KEYS else [known for known in KEYS if known not in document.values]
-    near = difflib.get_close_matches(word, absent, n=1, cutoff=NEAR if len(word) > 3 else NEAR_SHORT)
+    near = difflib.get_close_matches(word.lower(), absent, n=1, cutoff=NEAR if len(word) > 3 else NEAR_SHORT)
     other = OTHER_WORDS.get(word.lower(), "")
     return near[0] if near else other if other in absent else ""
 
@@ -273,6 +274,7 @@ def _split(document: Document, key: str, root: Path, missing: tuple[Fault, ...])
             raise document.error(
                 "yaml-value", key, f"{shorten(text)} is not a path: name a folder, or a list of images"
             )
+        document.texts(key, text)
         tried = _candidates(text, bases)
         found = next((path for path in tried if os.path.exists(path)), None)
         if found is None:
@@ -344,6 +346,9 @@ def _names(document: Document) -> tuple[str, ...]:
     for i, name in enumerate(value):
         if not isinstance(name, str) or not name.strip():
             raise document.error("yaml-value", "names", f"name {i}, {shorten(name)}, is not a text")
+        if printable(name) != name or len(name) > MAX_NAME:
+            text = f"name {i}, {shorten(name)}, is too long or holds what can't be shown: write another"
+            raise document.error("yaml-value", "names", text)
     if count is not None and int(count) != len(value):
         raise document.error("yaml-nc", "nc", f"{count}, but `names` has {len(value)}: correct one, or leave `nc` out")
     return tuple(name.strip() for name in value)
@@ -366,7 +371,7 @@ def _keypoints(document: Document) -> int:
     shape = document.get("kpt_shape")
     if shape is None:
         return 0
-    if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, str) and n.isdigit() for n in shape)):
+    if not (isinstance(shape, list) and len(shape) == 2 and all(re.fullmatch("[0-9]{1,4}", str(n)) for n in shape)):
         text = f"{shorten(shape)} is not [number of keypoints, 2 or 3]"
         raise document.error("yaml-value", "kpt_shape", text)
     return int(shape[0]) * int(shape[1])
@@ -395,14 +400,16 @@ def _archive(document: Document, item: dict[Any, Any]) -> Archive:
             raise document.error("yaml-value", "download", f"{key}: {shorten(value)} is not a text")
     if "url" not in item:
         raise document.error("yaml-value", "download", "a mapping needs `url`")
-    if not re.fullmatch(r"\d*", item.get("size", "")):
-        raise document.error("yaml-value", "download", f"size: {item['size']!r} is not a number of bytes")
+    if not re.fullmatch("[0-9]{0,18}", item.get("size", "")):
+        raise document.error("yaml-value", "download", f"size: {shorten(item['size'])} is not a number of bytes")
     if not re.fullmatch(r"([0-9a-fA-F]{64})?", item.get("sha256", "")):
-        raise document.error("yaml-value", "download", f"sha256: {item['sha256']!r} is not 64 hexadecimal digits")
+        raise document.error(
+            "yaml-value", "download", f"sha256: {shorten(item['sha256'])} is not 64 hexadecimal digits"
+        )
     for key in ("folder", "to"):
         path = PurePosixPath(item.get(key, ""))
-        if path.is_absolute() or ".." in path.parts:
-            raise document.error("yaml-value", "download", f"{key}: {item[key]!r} must be a folder below")
+        if path.is_absolute() or ".." in path.parts or text_fault(str(path)):
+            raise document.error("yaml-value", "download", f"{key}: {shorten(item[key])} must be a folder below")
     size = int(item["size"]) if item.get("size") else None
     digest = item["sha256"].lower() if item.get("sha256") else None
     return Archive(item["url"], digest, size, item.get("folder", ""), item.get("to", ""))

@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 
 from data.faults import DataError, Fault
+from utils.errors import text_fault
 
 MAX_BYTES = 4 << 20  # of a data yaml; ten thousand class names have a tenth of that
+MAX_VALUES = 200_000  # in it; a reference to a list counts as often as what it stands for
 NOTHING = (None, "", "~", "null", "Null", "NULL")
 
 
@@ -56,6 +58,9 @@ class Document:
         values = value if isinstance(value, list) else [value]
         if not values or not all(isinstance(item, str) and item not in NOTHING for item in values):
             raise self.error("yaml-value", key, f"{shorten(value)} is neither a text nor a list of texts")
+        for item in values:
+            if fault := text_fault(item):
+                raise self.error("yaml-value", key, f"{shorten(item)}: {fault}")
         return values
 
 
@@ -74,6 +79,11 @@ def _parse(file: Path) -> tuple[yaml.MappingNode, dict[Any, Any]]:
         if not isinstance(node, yaml.MappingNode):
             what = "a list" if isinstance(node, yaml.SequenceNode) else "empty" if node is None else "a text"
             raise refuse("yaml-not-a-map", f"not a data yaml but {what}: it has no `key: value` lines")
+        if not _is_small(node):
+            text = (
+                f"its references (`*name`) unfold into more than {MAX_VALUES:,} values: write out what they stand for"
+            )
+            raise refuse("yaml-unreadable", text)
         return node, loader.construct_document(node)
     except OSError as error:
         text = f"can't be read ({error.strerror or error}): check its permissions"
@@ -82,13 +92,25 @@ def _parse(file: Path) -> tuple[yaml.MappingNode, dict[Any, Any]]:
         raise refuse("yaml-not-utf8", "not text in UTF-8: save it as UTF-8") from None
     except _KeyTwice as error:
         raise refuse("yaml-key-twice", f"not valid yaml: {error.problem}: keep one", error.problem_mark.line) from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
         line = mark.line if mark else None
         if "\\t" in problem:
             raise refuse("yaml-tab", "not valid yaml: a tab; indent with spaces", line) from None
         raise refuse("yaml-syntax", f"not valid yaml: {problem}: correct it", line) from None
+
+
+def _is_small(root: yaml.Node) -> bool:
+    """Are there at most `MAX_VALUES` values in a yaml, references unfolded? Not so where one holds itself."""
+    waiting, count = [root], 0
+    while waiting and count + len(waiting) <= MAX_VALUES:
+        node, count = waiting.pop(), count + 1
+        if isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+    return not waiting
 
 
 def shorten(value: object) -> str:

@@ -1,30 +1,32 @@
-"""Fetching a data set, only because the user said `--download`: the only file that touches the network."""
+"""Fetching a data set, only because the user said `--download`: the only file that touches the network.
+
+A server is not believed: a transfer that stalls, falls short, runs over, changes or is led elsewhere ends in one line
+for the user and leaves nothing behind.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
-import stat
-import tarfile
+import time
 import urllib.error
-import urllib.parse
 import urllib.request
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
-from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import IO
 
 from tqdm import tqdm
 
+from data.unpack import BLOCK, check_space, unpack
 from utils.errors import UserError
 
-BLOCK = 1 << 20  # bytes
-TIMEOUT = 60  # seconds without a byte
+TIMEOUT = 60  # seconds without a byte; in each such time at least `SLOWEST` bytes a second must come
+SLOWEST = 1024
 
 
 @dataclass(frozen=True)
@@ -49,140 +51,100 @@ def fetch(archives: Sequence[Archive], root: Path, allow_http: bool = False) -> 
     The work is done in a folder beside it; archives that are complete are kept there until the end, so a second try
     after a failure goes on with the next one. Raises `UserError` naming the URL or the member at fault.
     """
-    if root.exists():
+    if os.path.lexists(root):
         raise UserError(f"{root} exists already: nothing is downloaded over it")
     work = root.with_name(f".{root.name}.download")
     unpacked = work / "unpacked"
     try:
         work.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unpacked, ignore_errors=True)  # of a try that failed
+        shutil.rmtree(unpacked, ignore_errors=True)  # of a try that was killed
         unpacked.mkdir()
         for archive in archives:
-            key = hashlib.sha256(repr(archive).encode()).hexdigest()[:8]
-            file = work / f"{key}-{_file_name(archive.url)}"
-            if not file.exists():
-                fetch_file(archive, file, allow_http)
-            unpack(file, unpacked / archive.to, archive.folder)
+            _fetch_and_unpack(archive, work, unpacked / archive.to, allow_http)
         os.replace(unpacked, root)
+        shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise UserError(f"download to {root}: {error.strerror or error}") from None
-    shutil.rmtree(work, ignore_errors=True)
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            work.rmdir()  # stays where complete archives lie in it
+
+
+def _fetch_and_unpack(archive: Archive, work: Path, target: Path, allow_http: bool) -> None:
+    key = hashlib.sha256(repr(archive).encode()).hexdigest()[:8]
+    file = work / f"{key}-{_file_name(archive.url)}"
+    if not file.exists():
+        fetch_file(archive, file, allow_http)
+    try:
+        unpack(file, target, archive.folder)
+    except UserError:
+        file.unlink(missing_ok=True)  # the next try must not meet it again
+        raise
 
 
 def fetch_file(archive: Archive, target: Path, allow_http: bool = False) -> None:
     """Fetch one file over https to `target`, by a temporary name and only if size and sha256 are right.
 
-    `allow_http` is for servers on the same machine. Raises `UserError` naming the URL.
+    Plain http, where anybody on the way can change the file, is taken only with a sha256 to hold it against, or with
+    `allow_http`: of a server on the same machine. Raises `UserError` naming the URL; then nothing is left behind.
     """
-    url = archive.url
+    url, allow_http = archive.url, allow_http or bool(archive.sha256)
     _check_scheme(url, allow_http)
     partial = target.with_name(f"{target.name}.part")
-    request = urllib.request.Request(url, headers={"User-Agent": "lockstep"})
     try:
-        with urllib.request.build_opener(_Redirects(allow_http)).open(request, timeout=TIMEOUT) as response:
-            announced = response.headers.get("Content-Length", "")
-            size = archive.size if archive.size is not None else int(announced) if announced.isdigit() else None
-            _check_space(url, size, target.parent)
-            with open(partial, "wb") as file:
-                received, digest = _copy(response, file, size, _file_name(url))
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        raise UserError(f"{url}: can't be fetched: {getattr(error, 'reason', None) or error}") from None
-    if size is not None and received != size:
-        more = "more than " if received > size else ""
-        raise UserError(f"{url}: {more}{received:,} bytes came where {size:,} were to come; try again")
-    if archive.sha256 and digest != archive.sha256:
-        raise UserError(f"{url}: the sha256 of what came is {digest}, not {archive.sha256}: not the file it should be")
-    os.replace(partial, target)
+        received, size, digest = _receive(archive, partial, allow_http)
+        if size is not None and received != size:
+            more = "more than " if received > size else ""
+            raise UserError(f"{url}: {more}{received:,} bytes came where {size:,} were to come; try again")
+        if archive.sha256 and digest != archive.sha256:
+            raise UserError(
+                f"{url}: the sha256 of what came is {digest}, not {archive.sha256}: not the file it should be"
+            )
+        os.replace(partial, target)
+    except (OSError, HTTPException, ValueError) as error:  # URLError is an OSError; an unusable URL a ValueError
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        reason = (
+            getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
+        )
+        raise UserError(f"{url}: can't be fetched: {' '.join(str(reason).split())[:300]}") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def unpack(file: Path, target: Path, folder: str = "") -> None:
-    """Unpack the files below `folder` of a zip or tar archive into `target`, over what is there.
-
-    Only plain files and folders are taken. Raises `UserError` for a member that is a link or a device, or whose path
-    leads out of the archive, and where `folder` has no files or the disk is too small.
-    """
-    try:
-        with _open_archive(file) as archive:
-            members = list(_zip_members(archive) if isinstance(archive, zipfile.ZipFile) else _tar_members(archive))
-            base = PurePosixPath(folder) if folder else _only_folder(members)
-            wanted = [member for member in members if member.path.is_relative_to(base)]
-            files = [member for member in wanted if member.kind == "file"]
-            for member in wanted:
-                if member.kind == "other":
-                    raise UserError(f"{file.name}: '{member.path}' is a link or a device: the archive is not unpacked")
-            if not files:
-                raise UserError(f"{file.name}: no files in its folder '{base}'")
-            _check_space(file.name, sum(member.size for member in files), target)
-            for member in tqdm(files, desc=f"unpacking {file.name}", unit=" files", disable=None, leave=False):
-                _write_member(member, target / member.path.relative_to(base))
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{file.name}: a damaged archive, or of a kind that can't be unpacked: {error}") from None
+def _receive(archive: Archive, partial: Path, allow_http: bool) -> tuple[int, int | None, str]:
+    """Write what the server sends to `partial`: (bytes, bytes that were to come where that is known, sha256)."""
+    request = urllib.request.Request(archive.url, headers={"User-Agent": "lockstep"})
+    with urllib.request.build_opener(_Redirects(allow_http)).open(request, timeout=TIMEOUT) as response:
+        announced = response.headers.get("Content-Length", "")
+        promised = int(announced) if re.fullmatch("[0-9]{1,20}", announced) else None
+        size = promised if archive.size is None else archive.size
+        free = check_space(archive.url, size, partial.parent)
+        with open(partial, "wb") as file:
+            received, digest = _copy(response, file, archive.url, size, free)
+    return received, size, digest
 
 
-class _Member(NamedTuple):
-    path: PurePosixPath
-    kind: str  # file, folder, other
-    size: int
-    open: Callable[[], IO[bytes] | None]
-
-
-def _open_archive(file: Path) -> AbstractContextManager[zipfile.ZipFile | tarfile.TarFile]:
-    if zipfile.is_zipfile(file):
-        return zipfile.ZipFile(file)
-    if tarfile.is_tarfile(file):
-        return tarfile.open(file)
-    raise UserError(f"{file.name}: neither a zip nor a tar archive")
-
-
-def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
-    for info in archive.infolist():
-        mode = info.external_attr >> 16  # of Unix, zero when another system made the archive
-        plain = stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR)
-        kind = ("folder" if info.is_dir() else "file") if plain else "other"
-        yield _Member(_safe_path(info.filename), kind, info.file_size, lambda info=info: archive.open(info))
-
-
-def _tar_members(archive: tarfile.TarFile) -> Iterator[_Member]:
-    for info in archive:
-        kind = "file" if info.isreg() else "folder" if info.isdir() else "other"
-        yield _Member(_safe_path(info.name), kind, info.size, lambda info=info: archive.extractfile(info))
-
-
-def _safe_path(name: str) -> PurePosixPath:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or re.match("[A-Za-z]:", name):
-        raise UserError(f"the archive's member {name!r} leads out of the archive: it is not unpacked")
-    return path
-
-
-def _only_folder(members: Sequence[_Member]) -> PurePosixPath:
-    """The archive's top folder when everything is in it, else the archive itself."""
-    files = [member.path for member in members if member.kind == "file"]
-    tops = {path.parts[0] for path in files}
-    return (
-        PurePosixPath(tops.pop()) if len(tops) == 1 and all(len(path.parts) > 1 for path in files) else PurePosixPath()
-    )
-
-
-def _write_member(member: _Member, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    source = member.open()
-    assert source is not None, member  # tarfile gives None only for what isn't a file
-    with source, open(path, "wb") as target:
-        shutil.copyfileobj(source, target, BLOCK)
-
-
-def _copy(response: IO[bytes], file: IO[bytes], size: int | None, name: str) -> tuple[int, str]:
+def _copy(response: HTTPResponse, file: IO[bytes], url: str, size: int | None, free: int) -> tuple[int, str]:
     """Copy until the end, or until more than `size` bytes came: (bytes, sha256)."""
     received, digest = 0, hashlib.sha256()
-    with tqdm(desc=name, total=size, unit="B", unit_scale=True, disable=None) as bar:
-        while block := response.read(BLOCK):
+    begin, before = time.monotonic(), 0
+    with tqdm(desc=_file_name(url), total=size, unit="B", unit_scale=True, disable=None) as bar:
+        while block := response.read1(BLOCK):
             file.write(block)
             digest.update(block)
             received += len(block)
             bar.update(len(block))
             if size is not None and received > size:
                 break
+            if size is None and received > free:
+                raise UserError(f"{url}: more came than the {free / 1e9:.1f} GB that are free")
+            now = time.monotonic()
+            if now - begin > TIMEOUT:
+                if received - before < SLOWEST * (now - begin):
+                    raise TimeoutError(f"less than {SLOWEST} bytes a second came")
+                begin, before = now, received
     return received, digest.hexdigest()
 
 
@@ -193,21 +155,18 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self.allow_http = allow_http
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # noqa: ANN001, ANN201 (as in the base class)
-        _check_scheme(newurl, self.allow_http)
+        with contextlib.closing(fp):  # also where the new address is refused
+            _check_scheme(newurl, self.allow_http)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _check_scheme(url: str, allow_http: bool) -> None:
-    if urllib.parse.urlsplit(url).scheme not in ("https", *(["http"] if allow_http else [])):
-        raise UserError(f"{url}: only https is fetched: get this data set by hand")
-
-
-def _check_space(what: str, size: int | None, folder: Path) -> None:
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if size is not None and size > free:
-        raise UserError(f"{what}: needs {size / 1e9:.1f} GB in {there}, which has {free / 1e9:.1f} GB free")
+    if url.partition(":")[0].lower() not in ("https", *(["http"] if allow_http else [])):
+        raise UserError(
+            f"{url}: only https is fetched, and http where the yaml gives a sha256: get this data set by hand"
+        )
 
 
 def _file_name(url: str) -> str:
-    return PurePosixPath(urllib.parse.urlsplit(url).path).name or "archive"
+    """A file's name that says where it comes from, harmless whatever the URL is."""
+    return re.sub(r"[^\w.-]", "_", re.split("[?#]", url)[0].rpartition("/")[2], flags=re.ASCII)[-60:] or "archive"

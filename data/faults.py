@@ -15,11 +15,15 @@ STOPS = "stops all the same"  # nothing that could be left out
 
 
 class Kind(NamedTuple):
-    """A sort of fault. stops: no run starts with it unasked, as leaving the thing out changes what is learned."""
+    """A sort of fault. stops: no run starts with it unasked, as leaving the thing out changes what is learned.
+
+    note: it may be as it should be, and counts as no fault.
+    """
 
     what: str
     stops: bool
     then: str
+    note: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -47,7 +51,7 @@ KINDS: dict[str, Kind] = {
     "split-no-labels": Kind("no image of a split has a label file", True, STOPS),
     "split-no-boxes": Kind("a split without a sound object", True, STOPS),
     "split-few-labels": Kind("more images lack a label file than `max_missing_labels` allows", True, STOPS),
-    "split-backgrounds": Kind("images without a label file", False, "taken as images of nothing"),
+    "split-backgrounds": Kind("images without a label file", False, "taken as images of nothing", note=True),
     "split-overlap": Kind("images that are trained on and evaluated on", False, "read all the same"),
     "folder-unreadable": Kind("a folder that can't be searched", True, STOPS),
     # Lists of images.
@@ -159,6 +163,11 @@ class Fault:
     def skippable(self) -> bool:
         """Can a run do without the thing that is faulty?"""
         return self.kind not in KINDS or KINDS[self.kind].then != STOPS
+
+    @property
+    def is_note(self) -> bool:
+        """Is it said, but no fault?"""
+        return self.kind in KINDS and KINDS[self.kind].note
 
     def __str__(self) -> str:
         return printable(f"{self.file}:{self.where}: {self.text}" if self.where else f"{self.file}: {self.text}")

@@ -14,6 +14,7 @@ from data.faults import Fault
 from data.images import IMAGE_SUFFIXES
 from data.index import Index
 from data.similar import Looks, nearest
+from utils.errors import printable
 
 TRAINED_AT = 640  # px: the long side that images are brought to at most, unless --img says otherwise
 TINY = 2.0  # px, then: the augmentation drops a box with a shorter side
@@ -203,19 +204,7 @@ def _pairs(first: Part, second: Part, images: np.ndarray, bits: np.ndarray) -> P
 
 def short_path(path: Path) -> str:
     """A path as it can be shown, from the working directory where it lies below that."""
-    return visible(str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path))
-
-
-def visible(text: str) -> str:
-    """A text as it can be shown anywhere: no UTF-8, or no character to be seen, is written as `\\n`, `\\xff`."""
-
-    def shown(character: str) -> str:
-        if character.isprintable():
-            return character
-        byte = ord(character) - 0xDC00  # how Python carries a byte of a file name that is no UTF-8
-        return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else character.encode("unicode_escape").decode()
-
-    return text if text.isprintable() else "".join(map(shown, text))
+    return printable(str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path))
 
 
 def image_of_fault(fault: Fault, sources: Iterable[Source]) -> str:

@@ -7,24 +7,25 @@ size is read from the image's own header, so the same labels in another format g
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from data.clean_labels import CleanLabels, read_clean
 from data.coco_json import scan_coco
 from data.config import DataConfig, Source
+from data.entries import Block, Entries, Listed, block_of
 from data.faults import DataError, Fault
-from data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, Unreadable, image_headers, image_size
-from data.labels import BadLabels, Entry, Record, check_boxes, walk
+from data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, Unreadable, header_notes, image_headers, read_header
+from data.labels import BadLabels, Entry, Record, absolute_path, check_boxes, walk
+from data.processes import FORKS, cores, in_processes
 from data.voc_xml import folders_sharing, scan_voc
-from data.yolo_txt import label_folder, label_paths, labels_in, scan_yolo, yolo_images
+from data.yolo_txt import YoloImages, label_folder, label_paths, labels_alone, yolo_images, yolo_names
 
-THREADS = 8
-CHUNK = 64  # images a thread reads at a time
+CHUNK = 512  # images that are read at a time
+FEW = 1000 if FORKS else 20_000  # images that one process reads before others have started
 
 
 def read_split(config: DataConfig, split: str) -> tuple[list[Record], list[Fault]]:
@@ -33,108 +34,150 @@ def read_split(config: DataConfig, split: str) -> tuple[list[Record], list[Fault
     What is faulty is left out, and what remains may be nothing; who trains on it looks at the faults first.
     Raises `DataError` where the split can't be read at all.
     """
-    records, faults = [], []
-    for record, found in iter_split(config, split):
-        faults += found
-        if record is not None:
-            records.append(record)
+    records: list[Record] = []
+    faults: list[Fault] = []
+    for block in iter_split(config, split):
+        records += block.records(config.root)
+        faults += block.faults
     return records, faults
 
 
-def iter_split(config: DataConfig, split: str) -> Iterator[tuple[Record | None, list[Fault]]]:
-    """As `read_split`, an image at a time, each with the faults found in it (no record: the image is left out)."""
+def iter_split(config: DataConfig, split: str) -> Iterator[Block]:
+    """As `read_split`, a block of images at a time; many images are read by all cores."""
     entries, faults = _scan_split(config, split)
-    yield None, faults
-    images, boxes = 0, 0
-    read = partial(_read_chunk, config=config)
-    with image_headers(), ThreadPoolExecutor(THREADS) as pool:
-        for chunk in pool.map(read, [entries[i : i + CHUNK] for i in range(0, len(entries), CHUNK)]):
-            for record, found in chunk:
-                images += record is not None
-                boxes += 0 if record is None else len(record.boxes)
-                yield record, found
-    yield None, _nothing_left(config, split, entries, images, boxes)
+    yield block_of([], faults)
+    total, blocks = len(entries), _read_blocks(entries, config)
+    del entries  # the processes that read them have their own
+    images = boxes = unlabelled = 0
+    first = None
+    for block in blocks:
+        images += len(block)
+        boxes += len(block.boxes)
+        unlabelled += len(block.unlabelled)
+        first = first or next(iter(block.unlabelled), None)
+        yield block
+    if first is not None:
+        yield block_of([], _unlabelled(config, split, first, unlabelled, total))
+    yield block_of([], _nothing_left(config, split, total, unlabelled, images, boxes))
 
 
-def split_files(config: DataConfig, split: str) -> Iterator[str]:
-    """All files that reading the split may depend on, whether they exist or not; more than needed does no harm."""
+def split_state(config: DataConfig, split: str) -> Iterator[str]:
+    """What all files that reading the split may depend on are like, there or not; more than needed does no harm."""
     for source in config.split(split).sources:
-        yield from map(str, source.lists)
-        if source.annotations is None:
-            if source.images.is_file():
-                yield str(source.images)
-            images, _ = yolo_images(source, config.root)
-            for image in images:
-                yield image
-                yield from label_paths(image)
-            if source.images.is_dir():
-                yield from walk(source.images, OTHER_IMAGE_SUFFIXES)
-                yield from labels_in(label_folder(source.images))
+        yield from (_file_state(str(path)) for path in source.lists)
+        if source.annotations is not None and not source.annotations.is_dir():
+            yield _file_state(str(source.annotations))
+        if source.images.is_dir():
+            folders = {source.images, source.annotations or label_folder(source.images)}
+            folders |= set(folders_sharing(source, config)) if source.annotations in folders else set()
+            for folder in sorted(folder for folder in folders if folder.is_dir()):
+                yield from _folder_state(str(folder), (*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES, ".txt", ".xml"))
             continue
-        yield from walk(source.images, IMAGE_SUFFIXES + OTHER_IMAGE_SUFFIXES)
-        if source.annotations.is_dir():
-            yield from walk(source.annotations, (".xml",))
-            for folder in folders_sharing(source, config):
-                yield from walk(folder, IMAGE_SUFFIXES)
-        else:
-            yield str(source.annotations)
+        yield _file_state(str(source.images))
+        for image in yolo_images(source, config.root, []):
+            yield from map(_file_state, (image, *label_paths(image)))
 
 
-def _scan_split(config: DataConfig, split: str) -> tuple[list[Entry], list[Fault]]:
+def _file_state(path: str) -> str:
+    try:
+        stat = os.stat(path)
+        return f"{path}\0{stat.st_size} {stat.st_mtime_ns}"
+    except OSError:
+        return f"{path}\0absent"
+
+
+def _folder_state(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Path, size and time of the files with one of the suffixes, a folder at a time: one look at each file."""
+    seen: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        files, folders = [], []
+        try:
+            with os.scandir(folder) as found:
+                for file in found:
+                    name = file.name
+                    if file.is_dir():
+                        if not name.startswith("."):
+                            folders.append(file.path)
+                    elif name.lower().endswith(suffixes):
+                        try:
+                            stat = file.stat()
+                            files.append(f"{name}\0{stat.st_size} {stat.st_mtime_ns}")
+                        except OSError:
+                            files.append(f"{name}\0absent")
+        except OSError as error:
+            files.append(str(error.errno))
+        yield folder
+        yield from sorted(files)
+        waiting += sorted(folders)
+
+
+def _scan_split(config: DataConfig, split: str) -> tuple[Entries, list[Fault]]:
     faults: list[Fault] = []
-    entries: list[Entry] = []
     fatal: list[Fault] = []
+    entries = Entries()
     for source in config.split(split).sources:
         try:
-            found, more = _scan_source(source, config)
+            _scan_source(source, config, entries, faults)
         except DataError as error:
             fatal += error.faults
-            continue
-        entries += found
-        faults += more
-    if not entries and not fatal:
+    entries.finish()
+    if not len(entries) and not fatal:
         where = ", ".join(str(source.images) for source in config.split(split).sources)
         text = f"no images in {where}: put them there, or correct the path"
         fatal = [Fault.of("split-no-images", str(config.file), split, text)]
     if fatal:
         raise DataError(*fatal, *faults)
-    for name, count in Counter(entry.name for entry in entries).items():
-        if count > 1:
-            path = os.path.join(config.root, name)
-            faults.append(Fault.of("list-image-twice", path, "", f"listed {count} times, and counts as often"))
-    faults += _unlabelled(config, split, entries)
-    return sorted(entries, key=lambda entry: entry.name), faults
-
-
-def _scan_source(source: Source, config: DataConfig) -> tuple[list[Entry], list[Fault]]:
-    if source.annotations is None:
-        entries, faults = scan_yolo(source, config)
-    elif source.annotations.is_dir():
-        entries, faults = scan_voc(source, config)
-    else:
-        entries, faults = scan_coco(source, config)
-    if source.images.is_dir() and not source.lists and (source.annotations is None or source.annotations.is_dir()):
-        faults += [
-            Fault.of("image-kind-not-read", path, "", "not a kind of image that is read: save it as JPEG or PNG")
-            for path in walk(source.images, OTHER_IMAGE_SUFFIXES)
-        ]
+    for source in config.split(split).sources:
+        if source.annotations is None and source.images.is_dir():
+            faults += labels_alone(source.images, entries)
+        listed = bool(source.lists) or (source.annotations is not None and not source.annotations.is_dir())
+        if source.images.is_dir() and not listed:
+            faults += _other_images(source.images)
+    for name, count in entries.repeated:
+        path = os.path.join(config.root, name)
+        faults.append(Fault.of("list-image-twice", path, "", f"listed {count} times, and counts as often"))
+    for label, names in entries.shared_labels():
+        text = f"the labels of {' and of '.join(names)}: give all but one of them another name"
+        faults.append(Fault.of("image-two-of-one-stem", label, "", text))
     return entries, faults
 
 
-def _unlabelled(config: DataConfig, split: str, entries: Sequence[Entry]) -> list[Fault]:
+def _scan_source(source: Source, config: DataConfig, entries: Entries, faults: list[Fault]) -> None:
+    if source.annotations is None:
+        entries.add(YoloImages(config), yolo_names(source, config, faults))
+    else:
+        own = source.annotations.is_dir()
+        found, more = (scan_voc if own else scan_coco)(source, config)
+        entries.add(Listed(found), ((entry.name, entry.label * own) for entry in found))
+        faults += more
+
+
+def _other_images(folder: Path) -> list[Fault]:
+    faults = []
+    for path in walk(folder, OTHER_IMAGE_SUFFIXES, IMAGE_SUFFIXES):
+        if path.lower().endswith(IMAGE_SUFFIXES):
+            text = "a folder with the name of an image: rename it, or put the image in its place"
+            faults.append(Fault.of("image-folder", path, "", text))
+        else:
+            text = "not a kind of image that is read: save it as JPEG or PNG"
+            faults.append(Fault.of("image-kind-not-read", path, "", text))
+    return faults
+
+
+def _unlabelled(config: DataConfig, split: str, first: Entry, missing: int, total: int) -> list[Fault]:
     """Images without a label file are images of nothing by convention; if they are many, the labels are elsewhere."""
-    missing = [entry for entry in entries if not entry.labelled]
-    if not missing:
-        return []
-    share = len(missing) / len(entries)
-    places = label_paths(missing[0].image) if missing[0].label.endswith(".txt") else [missing[0].label]
-    looked = f"for {missing[0].name} it would be {' or '.join(places)}"
-    count = f"{len(missing):,} of {len(entries):,} images ({share:.1%}) without a label file"
+    share = missing / total
+    places = label_paths(first.image) if first.label.endswith(".txt") else [first.label]
+    looked = f"for {first.name} it would be {' or '.join(places)}"
+    count = f"{missing:,} of {total:,} images ({share:.1%}) without a label file"
     if share == 1:
-        kind, text = (
-            "split-no-labels",
-            f"none of {len(entries):,} images has a label file; {looked}: put them there",
-        )
+        kind, text = "split-no-labels", f"none of {total:,} images has a label file; {looked}: put them there"
     elif share > config.max_missing_labels:
         way = f"if these images show nothing of interest, write max_missing_labels: {_above(share)} in the data yaml"
         kind, text = "split-few-labels", f"{count}; {looked}; {way}"
@@ -148,20 +191,70 @@ def _above(share: float) -> float:
     return min(1.0, (int(share * 20) + 1) / 20)
 
 
-def _nothing_left(config: DataConfig, split: str, entries: Sequence[Entry], images: int, boxes: int) -> list[Fault]:
+def _nothing_left(config: DataConfig, split: str, total: int, unlabelled: int, images: int, boxes: int) -> list[Fault]:
     """The fault of a split of which too little is sound."""
     file = str(config.file)
     if not images:
-        text = f"none of the {len(entries):,} images and its labels can be read: mend the faults that are said of them"
+        text = f"none of the {total:,} images and its labels can be read: mend the faults that are said of them"
         return [Fault.of("split-no-images", file, split, text)]
-    if not boxes and any(entry.labelled for entry in entries):
+    if not boxes and unlabelled < total:
         text = f"no sound object in {images:,} images: mend the faults of the labels, or name the right folder"
         return [Fault.of("split-no-boxes", file, split, text)]
     return []
 
 
-def _read_chunk(entries: Sequence[Entry], config: DataConfig) -> list[tuple[Record | None, list[Fault]]]:
-    return [_read_entry(entry, config) for entry in entries]
+def _read_blocks(entries: Entries, config: DataConfig) -> Iterator[Block]:
+    spans = [(first, min(first + CHUNK, len(entries))) for first in range(0, len(entries), CHUNK)]
+    if len(entries) < FEW:
+        return map(_Reader(entries, config), spans)
+    # More than the cores: one that waits for a disk needs none.
+    return in_processes(partial(_Reader, entries, config), spans, max(cores(), 4))
+
+
+class _Reader:
+    """Reads stretches of entries: YOLO labels many at a time where they are clean, all else one by one."""
+
+    def __init__(self, entries: Entries, config: DataConfig) -> None:
+        self._entries, self._config = entries, config
+
+    def __call__(self, span: tuple[int, int]) -> Block:
+        entries, config = self._entries, self._config
+        quick = [i for i in range(*span) if isinstance(entries.group(i), YoloImages)]
+        with image_headers():
+            images = [absolute_path(entries.name(i), config.root) for i in quick]
+            found = read_clean(images, label_paths, len(config.label_names))
+            if found.clean.all() and len(quick) == span[1] - span[0]:
+                return self._clean_block(span, found)
+            places = {i: k for k, i in enumerate(quick) if found.clean[k]}
+            ends = np.cumsum(found.counts)
+            records: list[Record] = []
+            faults: list[Fault] = []
+            unlabelled = [entries[i] for i, k in places.items() if not found.labelled[k]]
+            for i in range(*span):
+                k = places.get(i)
+                if k is None:
+                    record, more = _read_entry(entry := entries[i], config)
+                    faults += more
+                    unlabelled += [] if entry.labelled else [entry]
+                    records += [record] if record is not None else []
+                else:
+                    own = slice(ends[k] - found.counts[k], ends[k])
+                    records.append(self._clean_record(images[k], entries.name(i), found, k, own))
+        return block_of(records, faults, unlabelled)
+
+    def _clean_block(self, span: tuple[int, int], found: CleanLabels) -> Block:
+        names, lengths = self._entries.names(*span)
+        classes = np.zeros_like(found.classes) if self._config.single_cls else found.classes
+        crowd = np.zeros(len(classes), bool)
+        unlabelled = [self._entries[span[0] + int(k)] for k in np.flatnonzero(~found.labelled)]
+        arrays = found.sizes, found.counts, found.boxes, classes, crowd, found.areas
+        return Block(names, lengths, *arrays, unlabelled=unlabelled)
+
+    def _clean_record(self, image: str, name: str, found: CleanLabels, k: int, own: slice) -> Record:
+        width, height = found.sizes[k].tolist()
+        classes = np.zeros_like(found.classes[own]) if self._config.single_cls else found.classes[own]
+        crowd = np.zeros(len(classes), bool)
+        return Record(Path(image), name, width, height, found.boxes[own], classes, crowd, found.areas[own])
 
 
 def _read_entry(entry: Entry, config: DataConfig) -> tuple[Record | None, list[Fault]]:
@@ -171,11 +264,12 @@ def _read_entry(entry: Entry, config: DataConfig) -> tuple[Record | None, list[F
         faults.append(Fault.of(kind, entry.label, where, text))
 
     try:
-        width, height = image_size(entry.image)
+        header = read_header(entry.image)
+        faults += [Fault.of(kind, entry.image, "", text) for kind, text in header_notes(entry.image, header)]
+        width, height = header.size
         objects = entry.read(entry.label, width, height, say)
     except Unreadable as error:
-        kind = "image-missing" if str(error) == "no such image" else "image-unreadable"
-        return None, [*faults, Fault.of(kind, entry.image, "", str(error))]
+        return None, [*faults, Fault.of(error.kind, entry.image, "", str(error))]
     except BadLabels as error:
         return None, [*faults, error.fault]
     keep, boxes, areas = check_boxes(objects, width, height, entry.unit, say)

@@ -15,11 +15,24 @@ import numpy as np
 
 from data.cache import cache_root
 from data.config import DataConfig
+from data.entries import Block
 from data.faults import Fault
-from data.formats import Record, iter_split, split_files
+from data.formats import iter_split, split_state
+from data.growing import Growing
 
 FORMAT = 2  # part of every cached index's key: raise it when the readers give other arrays
-ARRAYS = ("paths", "path_offsets", "sizes", "boxes", "classes", "crowd", "areas", "offsets")
+KINDS = {
+    "paths": "u1",
+    "path_offsets": "i8",
+    "sizes": "i4",
+    "boxes": "f4",
+    "classes": "i4",
+    "crowd": "?",
+    "areas": "f4",
+}
+KINDS["offsets"] = "i8"
+ARRAYS = tuple(KINDS)
+PARTS = {"paths": "names", "path_offsets": "lengths", "offsets": "counts"}  # of a block, where it calls them otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,28 +90,22 @@ class Index:
         return digest.hexdigest()
 
 
-def pack(root: str, records: Iterable[Record]) -> Index:
-    """Put records into an index; they may come one at a time and aren't kept."""
-    names: list[bytes] = []
-    sizes: list[tuple[int, int]] = []
-    parts: dict[str, list[np.ndarray]] = {"boxes": [], "classes": [], "crowd": [], "areas": []}
-    counts: list[int] = []
-    for record in records:
-        names.append(os.fsencode(record.name))
-        sizes.append((record.width, record.height))
-        counts.append(len(record.boxes))
-        for key, arrays in parts.items():
-            arrays.append(getattr(record, key))
-    empty = {"boxes": np.zeros((0, 4), np.float32), "classes": np.zeros(0, np.int32)}
-    empty |= {"crowd": np.zeros(0, bool), "areas": np.zeros(0, np.float32)}
-    return Index(
-        root=root,
-        paths=np.frombuffer(b"".join(names), np.uint8).copy(),
-        path_offsets=_offsets([len(name) for name in names]),
-        sizes=np.array(sizes, np.int32).reshape(-1, 2),
-        offsets=_offsets(counts),
-        **{key: np.concatenate([empty[key], *arrays]) for key, arrays in parts.items()},
-    )
+def pack(root: str, blocks: Iterable[Block]) -> Index:
+    """Put blocks into an index, one at a time: they aren't kept, and no array is ever there twice."""
+    buffers = {key: Growing() for key in ARRAYS}
+    ends = {"path_offsets": 0, "offsets": 0}
+    for key in ends:
+        buffers[key].add(np.zeros(1, np.int64))
+    for block in blocks:
+        for key, end in ends.items():
+            offsets = end + np.cumsum(getattr(block, PARTS[key]), dtype=np.int64)
+            buffers[key].add(offsets)
+            ends[key] = int(offsets[-1]) if len(offsets) else end
+        for key in set(ARRAYS) - set(ends):
+            buffers[key].add(np.asarray(getattr(block, PARTS.get(key, key)), KINDS[key]))
+    arrays = {key: buffers[key].array(KINDS[key]) for key in ARRAYS}
+    arrays |= {"sizes": arrays["sizes"].reshape(-1, 2), "boxes": arrays["boxes"].reshape(-1, 4)}
+    return Index(root=root, **arrays)
 
 
 def build_index(config: DataConfig, split: str, cache: bool = True) -> tuple[Index, list[Fault]]:
@@ -115,20 +122,15 @@ def build_index(config: DataConfig, split: str, cache: bool = True) -> tuple[Ind
         return kept
     faults: list[Fault] = []
 
-    def records() -> Iterable[Record]:
-        for record, found in iter_split(config, split):
-            faults.extend(found)
-            if record is not None:
-                yield record
+    def blocks() -> Iterable[Block]:
+        for block in iter_split(config, split):
+            faults.extend(block.faults)
+            yield block
 
-    index = pack(str(config.root), records())
+    index = pack(str(config.root), blocks())
     if cache:
         _save(file, key, index, faults)
     return index, faults
-
-
-def _offsets(counts: list[int]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64)
 
 
 def _identity(config: DataConfig, split: str) -> str:
@@ -153,13 +155,8 @@ def _cache_file(config: DataConfig, split: str) -> Path:
 def _key(config: DataConfig, split: str) -> str:
     """A hash of what the yaml says and of path, size and time of every file that was, or could be, read."""
     digest = hashlib.sha256(_identity(config, split).encode(errors="surrogateescape"))
-    for path in split_files(config, split):
-        try:
-            stat = os.stat(path)
-            state = f"{stat.st_size} {stat.st_mtime_ns}"
-        except OSError:
-            state = "absent"
-        digest.update(f"\0{path}\0{state}".encode(errors="surrogateescape"))
+    for state in split_state(config, split):
+        digest.update(b"\0" + state.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -172,8 +172,11 @@ def size_differs(stated: Sequence[Any], width: int, height: int) -> str:
     return f"{made}: put back the image they belong to, or scale the boxes and correct the size"
 
 
-def walk(folder: str | Path, suffixes: Sequence[str]) -> Iterator[str]:
-    """Yield the files below `folder` with one of the suffixes, in a fixed order, hidden ones left out."""
+def walk(folder: str | Path, suffixes: Sequence[str], folder_suffixes: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the files below `folder` with one of the suffixes, in a fixed order, hidden ones left out.
+
+    Folders too, that have one of `folder_suffixes`; what is in them is searched all the same.
+    """
 
     def refuse(error: OSError) -> None:
         text = f"can't be searched ({error.strerror}): check its permissions"
@@ -187,6 +190,9 @@ def walk(folder: str | Path, suffixes: Sequence[str]) -> Iterator[str]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        for name in folders if folder_suffixes else ():
+            if name.lower().endswith(tuple(folder_suffixes)):
+                yield os.path.join(directory, name)
         for name in sorted(files):
             if name.lower().endswith(tuple(suffixes)) and not name.startswith("."):
                 yield os.path.join(directory, name)
@@ -199,6 +205,11 @@ def relative_name(image: str, root: Path) -> str:
     except ValueError:  # on another Windows drive
         name = image
     return name.replace(os.sep, "/")
+
+
+def absolute_path(name: str, root: Path) -> str:
+    """The path of an image by its name, as `relative_name` gives it."""
+    return os.path.normpath(os.path.join(root, name))
 
 
 def read_lines(path: str | Path) -> list[str]:

@@ -11,9 +11,10 @@ import numpy as np
 
 from data.distributions import distributions, key
 from data.faults import Fault
-from data.findings import SUSPICIONS, Findings, Pairs, Part, faults_by_kind, image_of_fault, short_path, visible
+from data.findings import SUSPICIONS, Findings, Pairs, Part, faults_by_kind, image_of_fault, short_path
 from data.style import STYLE
 from data.thumbnails import PALETTE, Picture, around, data_uris
+from utils.errors import printable
 
 SAMPLES = {"train": 8}  # labelled images that are shown of a split, of the others half as many
 FAULT_PICTURES = 12  # of each kind, and FAULT_LINES without a picture after them
@@ -51,7 +52,7 @@ def build_page(findings: Findings) -> str:
 
 
 def _e(text: object) -> str:
-    return escape(visible(str(text)), quote=True)
+    return escape(printable(str(text)), quote=True)
 
 
 def _short(name: str, most: int = 24) -> str:
@@ -211,7 +212,7 @@ def _fault_blocks(findings: Findings, numbers: dict[str, dict[str, int]], member
     """Faults beside the image that they are in; all of one image stand together."""
     groups: dict[tuple[str, str], list[Fault]] = {}
     for k, (split, fault) in enumerate(members):
-        sources = findings.config.splits[split].sources
+        sources = findings.config.splits[split].sources if split else ()
         groups.setdefault((split, image_of_fault(fault, sources) or f"\0{k}"), []).append(fault)
     pictures = [_fault_picture(findings, numbers, split, path) for split, path in groups if path[0] != "\0"]
     images = iter([_image(uri) for uri in data_uris(pictures)])
@@ -226,7 +227,8 @@ def _fault_blocks(findings: Findings, numbers: dict[str, dict[str, int]], member
 def _fault_words(findings: Findings, split: str, fault: Fault) -> str:
     file = fault.file.removeprefix(f"{findings.config.root}{os.sep}")
     where = f' <span class="where">{_e(fault.where)}</span>' if fault.where else ""
-    return f'<code>{_e(file)}</code>{where} <span class="split">{split}</span><br>{_e(fault.text)}'
+    badge = f' <span class="split">{split}</span>' if split else ""
+    return f"<code>{_e(file)}</code>{where}{badge}<br>{_e(fault.text)}"
 
 
 def _fault_picture(findings: Findings, numbers: dict[str, dict[str, int]], split: str, path: str) -> Picture:

@@ -40,9 +40,9 @@ class Splits:
         lines = []
         kinds = _told(self.faults).items()
         for kind, faults in sorted(kinds, key=lambda item: not item[1][0].stops):
-            word = "left out" if faults[0].stops else "warning"
+            word = "left out" if faults[0].stops else "note" if faults[0].is_note else "warning"
             if len(faults) <= EXAMPLES:
-                lines += [f"{word}: {_splits(self.faults[fault])}{fault}" for fault in faults]
+                lines += [f"{word}: {_said(fault, self.faults)}" for fault in faults]
                 continue
             splits = [name for name in self.indices if any(name in self.faults[fault] for fault in faults)]
             what = f"{_splits(splits)}{len(faults):,} x {kind} ({KINDS[kind].what}; {KINDS[kind].then})"
@@ -89,7 +89,8 @@ def read_splits(
     found = _names_short(config, found, indices) | found | _overlap(config, indices)
     stops = [fault for fault in found if fault.stops and not (skip_bad and fault.skippable)]
     if stops:
-        raise UserError(refusal(config, found, stops, _write_beside(config, found, Path(project))))
+        file = _write_beside(config, found, Path(project)) if len(found) > 1 else ""  # one is said in full
+        raise UserError(refusal(config, found, stops, file))
     return Splits(config, indices, found)
 
 
@@ -108,10 +109,10 @@ def refusal(config: DataConfig, found: Found, stops: Sequence[Fault], file: str)
     kinds = _told(stops)
     for kind, faults in list(kinds.items())[:SHOWN_KINDS]:
         if len(faults) == 1:
-            lines.append(f"{kind}: {_splits(found[faults[0]])}{faults[0]}")
+            lines.append(f"{kind}: {_said(faults[0], found)}")
             continue
         lines.append(f"{len(faults):,} x {kind}: {KINDS[kind].what}")
-        lines += [f"    {_splits(found[fault])}{fault}" for fault in faults[:EXAMPLES]]
+        lines += [f"    {_said(fault, found)}" for fault in faults[:EXAMPLES]]
     if len(kinds) > SHOWN_KINDS:
         more = (f"{len(faults):,} x {kind}" for kind, faults in list(kinds.items())[SHOWN_KINDS:])
         lines.append(f"and {', '.join(more)}")
@@ -176,11 +177,12 @@ def _overlap(config: DataConfig, indices: Mapping[str, Index]) -> dict[Fault, li
     """The fault of images that are both trained on and evaluated on."""
     if not {"train", "val"} <= set(indices):
         return {}
-    val = _names(indices["val"])
-    both = sorted(set(val).intersection(_names(indices["train"])))
-    if not both:
+    val = indices["val"]
+    hashes, first = np.unique(_name_hashes(val), return_index=True)
+    both = first[np.isin(hashes, _name_hashes(indices["train"]))]
+    if not len(both):
         return {}
-    what = f"{len(both):,} of {len(val):,} images are in `train` too, such as {os.fsdecode(both[0])}"
+    what = f"{len(both):,} of {len(val):,} images are in `train` too, such as {val.name(int(both.min()))}"
     text = f"{what}: the scores say little about images that the model has not seen; take them out of one"
     return {Fault.of("split-overlap", str(config.file), "val", text): ["train", "val"]}
 
@@ -193,10 +195,11 @@ def _by_kind(faults: Sequence[Fault] | Found) -> dict[str, list[Fault]]:
     return {kind: members for kind, members in kinds.items() if members}
 
 
-def _names(index: Index) -> list[bytes]:
-    """The names of an index's images, all at once, as there may be a million."""
+def _name_hashes(index: Index) -> np.ndarray:
+    """int64 [N]: a hash of each image's name. Of a million, two have the same once in many million data sets."""
     paths = index.paths.tobytes()
-    return [paths[begin:end] for begin, end in itertools.pairwise(index.path_offsets.tolist())]
+    ends = itertools.pairwise(map(int, index.path_offsets))
+    return np.fromiter((hash(paths[begin:end]) for begin, end in ends), np.int64, len(index))
 
 
 def _told(faults: Sequence[Fault] | Found) -> dict[str, list[Fault]]:
@@ -210,6 +213,11 @@ def _told(faults: Sequence[Fault] | Found) -> dict[str, list[Fault]]:
 
 def _count(faults: Iterable[Fault]) -> int:
     return sum(fault.kind != "yaml-names-short" for fault in faults)  # which sums others up
+
+
+def _said(fault: Fault, found: Found) -> str:
+    """A fault with the splits that it was found in, unless it is one of a split, and names it."""
+    return f"{'' if fault.kind.startswith(('split-', 'yaml-split-')) else _splits(found[fault])}{fault}"
 
 
 def _splits(names: Sequence[str]) -> str:

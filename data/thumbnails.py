@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from data.images import Unreadable, image_size
+from data.cache import decode_upright
+from data.images import Unreadable, image_size, known_header
 from utils.errors import UserError
 
 QUALITY = 72  # of the JPEGs
@@ -45,11 +46,9 @@ def decode(path: str | os.PathLike[str], shrink: int = 1, grey: bool = False) ->
     """
     try:
         data = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(data, (GREY if grey else COLOUR)[shrink]) if data.size else None
+        image = decode_upright(data, (GREY if grey else COLOUR)[shrink], known_header(data))
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
-    except cv2.error:
-        image = None
     if image is None:
         raise UserError(f"{path}: not an image that OpenCV can decode ({data.size} bytes)")
     return image

@@ -7,15 +7,28 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from data.config import DataConfig, Source
+from data.entries import Entries
 from data.faults import DataError, Fault
 from data.images import IMAGE_SUFFIXES
-from data.labels import BadLabels, Entry, Objects, Say, read_label, read_lines, relative_name, shorten, walk
+from data.labels import (
+    BadLabels,
+    Entry,
+    Objects,
+    Say,
+    absolute_path,
+    read_label,
+    read_lines,
+    relative_name,
+    shorten,
+    walk,
+)
 
 SNAP = 256  # steps a pixel that rounded shares are put back on: exact for 6 decimals up to 2,600 px
 PIXELS = 2.0  # a share of more is none
@@ -50,31 +63,43 @@ def labels_in(folder: Path) -> Iterator[str]:
         yield from (path for path in walk(folder, (".txt",)) if os.path.basename(path) not in NOTES)
 
 
-def scan_yolo(source: Source, config: DataConfig) -> tuple[list[Entry], list[Fault]]:
-    """The images of a source and where their labels are. Raises `DataError`."""
-    images, faults = yolo_images(source, config.root)
-    read = partial(read_yolo, config=config)
-    entries = []
-    for image in images:
+@dataclass(frozen=True)
+class YoloImages:
+    """The images of YOLO sources, by their names."""
+
+    config: DataConfig
+
+    def entry(self, name: str, row: int) -> Entry:
+        image = absolute_path(name, self.config.root)
         labels = label_paths(image)
         # A folder or a broken link of that name is a fault, which the reader names.
         label = next(filter(os.path.isfile, labels), None) or next(filter(os.path.lexists, labels), None)
-        name = relative_name(image, config.root)
-        entries.append(Entry(name, image, label or labels[0], "line", read, label is not None))
-    if source.images.is_dir():
-        faults += _labels_alone(source.images, {entry.label for entry in entries})
-    return entries, faults
+        read = partial(read_yolo, config=self.config)
+        return Entry(name, image, label or labels[0], "line", read, label is not None)
 
 
-def yolo_images(source: Source, root: Path) -> tuple[list[str], list[Fault]]:
-    """The images of a folder, or those that a txt file lists."""
+def yolo_names(source: Source, config: DataConfig, faults: list[Fault]) -> Iterator[tuple[str, str]]:
+    """Yield name and label file (the first place for it) of every image of a source. Raises `DataError`."""
+    images = yolo_images(source, config.root, faults)
+    folder = prefix = labels = ""
+    for image in images:
+        own, _, file = image.rpartition(os.sep)
+        if own != folder:
+            folder = own
+            prefix = relative_name(os.path.join(folder, "x"), config.root)[:-1]
+            labels = label_paths(os.path.join(folder, "x.jpg"))[0][: -len("x.txt")]
+        yield prefix + file, f"{labels}{os.path.splitext(file)[0]}.txt"
+
+
+def yolo_images(source: Source, root: Path, faults: list[Fault]) -> Iterator[str]:
+    """Yield the images of a folder, or those that a txt file lists."""
     if source.images.is_dir():
-        return list(walk(source.images, IMAGE_SUFFIXES)), []
+        yield from walk(source.images, IMAGE_SUFFIXES)
+        return
     if source.images.suffix.lower() != ".txt":
         hint = "; a COCO json is given as {images: FOLDER, annotations: FILE.json}" * (source.images.suffix == ".json")
         text = f"neither a folder of images nor a txt list of them{hint}"
         raise DataError(Fault.of("yaml-split-path", str(source.images), "", text))
-    images, faults = [], []
     for number, line in enumerate(read_lines(source.images), 1):
         if not line:
             continue
@@ -86,14 +111,13 @@ def yolo_images(source: Source, root: Path) -> tuple[list[str], list[Fault]]:
             text = f"no such image: {shorten(line, 200)} (tried {places}): put it there, or take the line out"
             faults.append(Fault.of("list-image-missing", str(source.images), f"line {number}", text))
         else:
-            images.append(found)
-    return images, faults
+            yield found
 
 
-def _labels_alone(images: Path, used: set[str]) -> list[Fault]:
+def labels_alone(images: Path, entries: Entries) -> list[Fault]:
     """Label files of a folder that no image has."""
     folder = label_folder(images)
-    faults = [_label_alone(path) for path in labels_in(folder) if path not in used and os.path.isfile(path)]
+    faults = [_label_alone(path) for path in entries.without_images(labels_in(folder)) if os.path.isfile(path)]
     # Beside images, notes are nothing to speak of.
     return [fault for fault in faults if fault.stops] if folder == images else faults
 

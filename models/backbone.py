@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -76,13 +82,41 @@ class TorchvisionBackbone(nn.Module):
         return list(self.body((images - self.mean) / self.std).values())
 
 
+def check_imagenet(name: str, download: bool) -> None:
+    """Raise `UserError` where torchvision's weights of `name` would have to be fetched, and nobody asked for that."""
+    if download or name not in torchvision.models.list_models(torchvision.models):
+        return
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not file.is_file():
+        raise UserError(
+            f"--weights torchvision:{name}: its ImageNet weights are not in {file.parent}: add --download to fetch "
+            f"{url}, or start from random ones: torchvision:{name}:random"
+        )
+
+
+@contextlib.contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Keep torchvision from reading its files as pickles that may do anything; it takes no argument to that end."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
 def _torchvision_model(name: str, pretrained: bool) -> nn.Module:
     known = torchvision.models.list_models(torchvision.models)
     if name not in known:
         raise UserError(f"--weights torchvision:{name}: torchvision has no such classifier{suggest(name, known)}")
     try:
-        return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
-    except (OSError, RuntimeError) as error:
+        with _tensors_only():
+            return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"--weights torchvision:{name}: the ImageNet weights could not be had ({reason}); "

@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from models.backbone import check_imagenet
 from models.transfer import transfer_weights
-from models.yolo import YOLO, ModelConfig, parse_cfg
+from models.yolo import YOLO, ModelConfig, check_imgsz, parse_cfg
 from utils.checkpoint import load_checkpoint, model_weights
+from utils.errors import UserError, suggest
 from utils.seed import torch_seeded
 
 TORCHVISION = "torchvision:"
 
 
-def build_model(cfg: str, weights: str, names: tuple[str, ...], seed: int, cfg_given: bool) -> tuple[YOLO, str]:
+def check_request(cfg: str, weights: str, imgsz: int) -> None:
+    """Raise the `UserError` that needs no data and no weights to be read: before minutes are spent on reading data."""
+    parse_cfg(cfg)
+    check_imgsz(imgsz)
+    if weights and not weights.startswith(TORCHVISION) and not Path(weights).is_file():
+        what = "a folder, not a checkpoint" if Path(weights).is_dir() else "no such file"
+        folder = Path(weights).parent
+        near = suggest(Path(weights).name, [path.name for path in folder.glob("*.pt")]) if folder.is_dir() else ""
+        raise UserError(f"--weights {weights}: {what}{near}")
+
+
+def rebuild_model(description: dict[str, Any], names: tuple[str, ...]) -> tuple[YOLO, str]:
+    """Build the model of a run that goes on, as its state describes it; what it once started from is not needed."""
+    own = ModelConfig.from_dict(description, "the saved state")
+    return YOLO(ModelConfig(own.size, len(names), own.backbone)), "weights of the saved state"
+
+
+def build_model(
+    cfg: str, weights: str, names: tuple[str, ...], seed: int, cfg_given: bool, download: bool = False
+) -> tuple[YOLO, str]:
     """Build the model and say where its weights come from.
 
     Args:
         cfg: `yolo-n` … `yolo-x`.  cfg_given: the user typed it; else a checkpoint's own shape is taken.
         weights: empty (random), a checkpoint, `torchvision:NAME` (ImageNet weights) or `torchvision:NAME:random`.
+        download: ImageNet weights that are not on this machine may be fetched.
     Raises:
         UserError: unknown names, unreadable weights.
     """
     size = parse_cfg(cfg)
     if weights.startswith(TORCHVISION):
         name, _, start = weights.removeprefix(TORCHVISION).partition(":")
+        if start not in ("", "random"):
+            raise UserError(f"--weights {weights}: write {TORCHVISION}{name} or {TORCHVISION}{name}:random")
+        if start != "random":
+            check_imagenet(name, download)
         with torch_seeded(seed, "init"):
             model = YOLO(ModelConfig(size, len(names), name), pretrained_backbone=start != "random")
         return model, f"backbone {'random' if start == 'random' else 'ImageNet'} weights, the rest random"

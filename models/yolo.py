@@ -95,5 +95,13 @@ class YOLO(nn.Module):
         return self.head(self.neck(self.backbone(images)))
 
 
+def check_imgsz(imgsz: int) -> None:
+    """Raise `UserError` for a side of images that is no multiple of the largest stride; 0 stands for the default."""
+    if imgsz % MAX_STRIDE:
+        below = imgsz // MAX_STRIDE * MAX_STRIDE
+        near = f"{below} or {below + MAX_STRIDE}" if below else f"{MAX_STRIDE}"
+        raise UserError(f"--imgsz {imgsz}: must be a multiple of {MAX_STRIDE}, the model's largest stride: {near}")
+
+
 def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())

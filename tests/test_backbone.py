@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from models.backbone import STRIDES, CSPBackbone, TorchvisionBackbone
+from models.backbone import STRIDES, CSPBackbone, TorchvisionBackbone, check_imagenet
 from utils.errors import UserError
 
 
@@ -135,6 +137,37 @@ def test_pretrained_weights_are_loaded_from_torchvision(monkeypatch: pytest.Monk
     assert len(own) > 100
     for name, value in own.items():
         assert torch.equal(value, shipped[name]), name
+
+
+@pytest.mark.parametrize("set_before", [None, "0"])
+def test_pretrained_weights_that_are_a_pickle_of_code_do_nothing(
+    set_before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Code:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    monkeypatch.undo()  # the loader is torch's own
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    if set_before is not None:
+        monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", set_before)
+    url = torchvision.models.get_model_weights("mobilenet_v3_small").DEFAULT.url
+    file = tmp_path / "hub/checkpoints" / url.rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    torch.save({"weight": Code()}, file)
+    check_imagenet("mobilenet_v3_small", download=False)
+    with torch.device("meta"), pytest.raises(UserError, match="could not be had"):
+        TorchvisionBackbone("mobilenet_v3_small", pretrained=True)
+    assert not (tmp_path / "executed").exists()
+    assert os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD") == set_before
+
+
+def test_weights_that_are_not_here_are_fetched_only_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="add --download to fetch https://.*mobilenet_v3_small-.*pth"):
+        check_imagenet("mobilenet_v3_small", download=False)
+    check_imagenet("mobilenet_v3_small", download=True)
 
 
 def test_random_weights_need_no_network() -> None:

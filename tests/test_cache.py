@@ -13,9 +13,11 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from data import cache
-from data.cache import build_cache, cache_root, jpeg_size, load_image, load_indexed, resized_sizes
+from data.cache import build_cache, cache_root, load_image, load_indexed, resized_sizes
+from data.images import read_header
 from utils.errors import UserError
 
 
@@ -102,15 +104,21 @@ def test_a_jpeg_decoded_at_a_fraction_is_the_whole_one_resized(
     assert np.abs(image.astype(int) - expected).mean() <= limit
 
 
-def test_the_size_of_a_jpeg_is_in_its_frame_header(tmp_path: Path) -> None:
-    image = np.zeros((70, 300, 3), np.uint8)
-    plain = cv2.imencode(".jpg", image)[1].tobytes()
-    progressive = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
-    comment = b"\xff\xfe\x00\x0a\xff\xc0\x00\x11ABCD"  # a comment that looks like a frame header
-    for data in (plain, progressive, plain[:2] + comment + plain[2:], plain[:2] + b"\xff" + plain[2:]):
-        assert jpeg_size(memoryview(data)) == (300, 70)
-    for data in (b"", b"\xff\xd8", plain[:20], b"\xff\xd8\xff\xe0\x00\x00", cv2.imencode(".png", image)[1].tobytes()):
-        assert jpeg_size(memoryview(data)) == (0, 0)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("imgsz", [32, 64, 256])
+@pytest.mark.parametrize("padding", [b"", b"\xff"])  # the latter is read by Pillow
+def test_a_turned_jpeg_is_upright_at_any_fraction(tmp_path: Path, orientation: int, imgsz: int, padding: bytes) -> None:
+    pixels = np.full((128, 256, 3), 255, np.uint8)
+    pixels[:64, :64] = 0  # the top left quarter of the left half
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=100)
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[:2] + padding + data[2:])
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg")))
+    assert read_header(tmp_path / "a.jpg").size == (upright.shape[1], upright.shape[0])
+    step = 256 // imgsz
+    assert np.abs(load_image(tmp_path / "a.jpg", imgsz).astype(int) - upright[::step, ::step]).max() <= 2
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (5, 5, 4)])

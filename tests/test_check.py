@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from data import check
 from data.check import examine, main, page_path, summary
 from data.config import load_data_config
 from tests.conftest import ROOT
 from tests.small_data import coco_set, folder_state, picture, voc_set, write_image, write_yaml, yolo_set
+from tests.test_splits import damaged_png
 from utils.errors import UserError
 
 NAMES = ["cat", "dog"]
@@ -93,12 +94,45 @@ def test_a_suspicion_or_a_copy_is_no_fault(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("full", [False, True])
 def test_pixels_that_cannot_be_had_are_a_fault(full: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file that is whole where the header is: nothing that a training would see before it decodes it."""
+    """A file whose structure is sound: nothing that a training would see before it decodes it."""
+    yaml = yolo_set(tmp_path, SOUND, NAMES)
+    (tmp_path / "images/train/1.jpg").rename(tmp_path / "images/train/1.png")
+    write_image(tmp_path / "images/train/1.png", picture(1))
+    file = tmp_path / "images/train/1.png"
+    file.write_bytes(damaged_png(file.read_bytes()))
+    code, text = run(capsys, yaml, *["--check", "full"] * full)
+    assert code == 2 and text.count("images/train/1.png: ") == 1
+    assert "  image-corrupt: 1\n" in text and "download it again" in text
+
+
+def test_full_decoding_sees_pixels_that_are_made_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     yaml = yolo_set(tmp_path, SOUND, NAMES)
     file = tmp_path / "images/train/1.jpg"
-    file.write_bytes(file.read_bytes()[:700])
-    code, text = run(capsys, yaml, *["--check", "full"] * full)
-    assert code == 2 and text.count("images/train/1.jpg") == 1
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+    assert run(capsys, yaml)[0] == 0
+    code, text = run(capsys, yaml, "--check", "full")
+    assert code == 2 and "images/train/1.jpg: part of it is made up by the decoder" in text
+
+
+def test_a_few_backgrounds_are_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    yaml = yolo_set(tmp_path, SOUND, NAMES)
+    (tmp_path / "labels/train/2.txt").unlink()
+    code, text = run(capsys, yaml, "--html", tmp_path / "page.html")
+    assert code == 0 and "no faults" in text
+    note = "train: 1 of 3 images (33.3%) without a label file, taken as images of nothing"
+    assert note in text.splitlines()[1] and note in (tmp_path / "page.html").read_text()
+    (tmp_path / "labels/train/1.txt").unlink()
+    code, text = run(capsys, yaml)
+    assert code == 2 and "  split-few-labels: 1\n" in text
+
+
+def test_what_is_odd_in_the_yaml_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    yaml = yolo_set(tmp_path, SOUND, ["cat", "cat"])
+    code, text = run(capsys, yaml, "--html", tmp_path / "page.html")
+    assert code == 2 and "1 fault, none of which would stop a training" in text
+    said = "names: 'cat' is there twice, as class 0 and 1"
+    assert said in text and said.replace("'", "&#x27;") in (tmp_path / "page.html").read_text()
 
 
 def test_a_split_that_cannot_be_read_does_not_hide_the_others(
@@ -197,13 +231,17 @@ def test_many_classes_and_faults_are_told_briefly(tmp_path: Path) -> None:
 
 
 def test_what_a_name_holds_cannot_drive_the_terminal(tmp_path: Path) -> None:
-    yaml = yolo_set(tmp_path, {"train": [[BOX]], "val": [[BOX]]}, ["\x1b[2J\x07cat\nno faults"])
+    yaml = yolo_set(tmp_path, {"train": [[BOX]], "val": [[BOX]]}, NAMES)
+    for suffix in ("images/train/{}.jpg", "labels/train/{}.txt"):
+        new = os.fsencode(tmp_path / suffix).replace(b"{}", b"\x1b[2J\x07cat\nno faults \xff")
+        os.rename(tmp_path / suffix.format(0), new)
+    with open(new, "w") as file:
+        file.write("0 0.5 0.5 0.5 0.5\n0 0.5 0.5 0 0\n")
     text = summary(examine(load_data_config(yaml)))
-    assert (
-        "\x1b" not in text
-        and "\x07" not in text
-        and "\\x1b[2J\\x07cat\\nno faults" in text.replace("…", "\\nno faults")
-    )
+    assert "\x1b" not in text and "\x07" not in text
+    start = "    train: labels/train/\\x1b[2J\\x07cat\\nno faults \\xff.txt:line 2: box"
+    assert sum(line.startswith(start) for line in text.splitlines()) == 1
+    text.encode("utf-8")
 
 
 def test_bccd_has_two_broken_boxes(bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,14 +290,3 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         program.stdout.close()
         assert program.wait(timeout=120) == 0 and program.stderr.read() == b""
-
-
-def test_an_image_seen_twice_counts_once_among_its_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Full decoding and the look at every image find the same thing."""
-    yaml = yolo_set(tmp_path, SOUND, NAMES)
-    file = tmp_path / "images/train/1.jpg"
-    file.write_bytes(file.read_bytes()[:700])
-    found = {1: f"{file}: torn", 2: "and another"}
-    monkeypatch.setattr(check, "_undecodable", lambda paths: found if len(paths) == 3 else {})
-    findings = examine(load_data_config(yaml), full=True)
-    assert [fault.text for _, fault in findings.faults] == ["torn", "and another"]

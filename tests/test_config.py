@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import itertools
 import threading
 import zipfile
 from collections.abc import Callable
@@ -233,9 +234,18 @@ def test_a_yaml_that_cannot_be_read(tmp_path: Path) -> None:
     for path in ("~nobody-of-this-name/x.yaml", "x" * 300, "a\0b"):
         with pytest.raises(DataError, match="no such yaml file"):
             load_data_config(path)
-    file.write_text(f"train: {'x' * 300}\npath: ~nobody-of-this-name\nnames: [a]\n")
+    file.write_text("train: x\npath: ~nobody-of-this-name\nnames: [a]\n")
     with pytest.raises(DataError, match="no such file or folder"):
         load_data_config(file).split("train")
+    file.write_text(f'train: {"x" * 300}\nval: "a\\0b"\nnames: [a]\n')
+    with pytest.raises(DataError, match=r"(?s)1: train: 'xxx.*': too long; a path has.*2: val: .*a control character"):
+        load_data_config(file)
+    file.write_text(
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{new}: &{new} [{', '.join(['*' + old] * 10)}]\n" for old, new in itertools.pairwise("abcdefgh"))
+    )
+    with pytest.raises(DataError, match="unfold into more than 200,000 values"):
+        load_data_config(file)
 
 
 def test_a_wrong_path_names_what_was_tried_and_the_nearest(load: Callable, tmp_path: Path) -> None:

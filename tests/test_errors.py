@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from utils.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USAGE, TrainingDiverged, UserError, run_cli, suggest
+from utils.errors import (
+    EXIT_DIVERGED,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    TrainingDiverged,
+    UserError,
+    printable,
+    run_cli,
+    suggest,
+)
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError, 2), (TrainingDiverged, 3)])
@@ -54,3 +63,20 @@ def test_the_nearest_spelling(word: str, expected: str) -> None:
 def test_choices_need_not_be_texts() -> None:
     assert suggest("121", [12, 120, 345]) in ("; did you mean '12'?", "; did you mean '120'?")
     assert suggest("12", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain Ünïcode ☃.jpg", "plain Ünïcode ☃.jpg"),
+        ("a\nb\tc", "a\\nb\\tc"),
+        (b"caf\xe9.jpg".decode("utf-8", "surrogateescape"), "caf\\xe9.jpg"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("\u202egpj.exe", "\\u202egpj.exe"),  # which would turn the text round
+        ("\ud800", "\\ud800"),
+        ("a\u3000b", "a\u3000b"),  # a space of Chinese texts
+    ],
+)
+def test_what_is_shown_can_be_printed_anywhere(text: str, shown: str) -> None:
+    assert printable(text) == shown == printable(shown)
+    shown.encode("utf-8")

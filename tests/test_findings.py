@@ -9,6 +9,7 @@ import pytest
 
 from data.check import examine
 from data.config import Source, load_data_config
+from data.entries import block_of
 from data.faults import Fault
 from data.findings import (
     Findings,
@@ -17,10 +18,9 @@ from data.findings import (
     image_of_fault,
     overlapping,
     short_path,
-    visible,
 )
-from data.formats import Record
 from data.index import Index, pack
+from data.labels import Record
 from tests.small_data import coco_set, picture, voc_set, write_image, yolo_set
 
 NAMES = ("cat", "dog", "owl", "yak")
@@ -41,7 +41,7 @@ def index_of(images: list[tuple[tuple[int, int], list[tuple]]]) -> Index:
         classes = np.array([box[0] for box in boxes], np.int32)
         areas = (corners[:, 2:] - corners[:, :2]).prod(1)
         records.append(Record(Path(f"{i}.jpg"), f"{i}.jpg", width, height, corners, classes, crowd, areas))
-    return pack("/nowhere", records)
+    return pack("/nowhere", [block_of(records)])
 
 
 @pytest.mark.parametrize("write", [yolo_set, voc_set, coco_set])
@@ -182,22 +182,6 @@ def test_faults_that_stop_come_first_then_the_commonest() -> None:
     ]
     kinds = faults_by_kind([("train", fault) for fault in faults])
     assert list(kinds) == ["bad", "many", "few", "other"] and len(kinds["many"]) == 3
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain Ünïcode ☃.jpg", "plain Ünïcode ☃.jpg"),
-        ("a\nb\tc", "a\\nb\\tc"),
-        (b"caf\xe9.jpg".decode("utf-8", "surrogateescape"), "caf\\xe9.jpg"),
-        ("\x1b[31mred", "\\x1b[31mred"),
-        ("\u202egpj.exe", "\\u202egpj.exe"),  # which would turn the text round
-        ("\ud800", "\\ud800"),
-    ],
-)
-def test_what_is_shown_can_be_printed_anywhere(text: str, shown: str) -> None:
-    assert visible(text) == shown and visible(text).isprintable()
-    visible(text).encode("utf-8")
 
 
 def test_a_path_below_the_working_directory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

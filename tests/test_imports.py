@@ -21,17 +21,53 @@ THIRD_PARTY = {
     *("torch", "torchvision", "numpy", "yaml", "tqdm", "cv2", "PIL", "faster_coco_eval", "matplotlib"),
     *("tensorboard", "onnx", "onnxruntime", "onnxscript", "wandb", "mlflow"),  # optional
 }
-NETWORK = {"urllib", "socket", "http", "ssl", "ftplib", "requests", "httpx", "aiohttp"}
-# What only one file may do: the full name of a module, or of something in one -> that file.
+NETWORK = {"urllib", "urllib3", "socket", "socketserver", "http", "ssl", "ftplib", "smtplib", "poplib", "imaplib"}
+NETWORK |= {"telnetlib", "nntplib", "xmlrpc", "asyncio", "requests", "httpx", "aiohttp"}
+# What only some files may do: the full name of a module, or of something in one -> the files.
 RESERVED = {
     **{"matplotlib": "utils/plots.py", "torch.save": "utils/checkpoint.py", "torch.load": "utils/checkpoint.py"},
     "importlib.import_module": "utils/schedule.py",  # the user's own schedule, named on the command line
-    **{"signal": "utils/signals.py", "fcntl": "utils/rundir.py"},
+    **{"signal": "utils/signals.py", "fcntl": "utils/rundir.py", "ctypes": "utils/device.py"},
+    "multiprocessing": "utils/signals.py, data/processes.py",
+    **{"torch.hub": "models/backbone.py", "tarfile": "data/unpack.py"},
     **dict.fromkeys(NETWORK, "data/download.py"),
 }
 PROCESS_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
-FORBIDDEN_MODULES = {"marshal", "shelve", "dill", "cloudpickle", "joblib"}
+FORBIDDEN_MODULES = {
+    "marshal",
+    "_pickle",
+    "shelve",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "jsonpickle",
+    "copyreg",
+    "subprocess",
+    "pty",
+}
+FORBIDDEN_MODULES |= {"cffi", "runpy", "code", "codeop", "imp", "pip", "ensurepip", "venv", "pkg_resources"}
+FORBIDDEN_MODULES |= {"webbrowser", "timeit", "pdb", "pydoc", "doctest", "lxml"}
+# What of a module otherwise welcome starts programs, imports code from a path, or unpacks without a look. A name stands
+# for itself, for what is in it, and with a star for all that begins so.
+FORBIDDEN_NAMES = (
+    *("os.system", "os.popen*", "os.exec*", "os.spawn*", "os.posix_spawn*", "os.fork*", "os.startfile"),
+    *("sys.modules", "sys.meta_path", "sys.path_hooks", "__builtins__", "importlib.machinery", "importlib.reload"),
+    *("importlib.util.spec_from*", "importlib.util.module_from_spec", "importlib.__import__", "logging.config"),
+    *("xml.sax", "xml.dom", "shutil.unpack_archive", "torch.jit", "torch.package", "torch.utils.cpp_extension"),
+    *("torch.ops.load_library", "torch.classes", "torch.serialization", "torch.hub.load*", "torch.hub.download*"),
+    *("torchvision.datasets", "yaml.add_*", "yaml.YAMLObject", "numpy.lib.format", "numpy.ctypeslib"),
+)
+FORBIDDEN_METHODS = {"extractall", "extract", "__reduce__", "__reduce_ex__", "__subclasses__", "__globals__"}
+CLOSED = {
+    "os",
+    "sys",
+    "builtins",
+    "importlib",
+    "torch",
+    "yaml",
+    "numpy",
+}  # modules not to be asked for a name at run time
 SAFE_LOADERS = {"yaml.SafeLoader", "yaml.CSafeLoader", "yaml.BaseLoader", "yaml.CBaseLoader"}
 SAFE_YAML = {"yaml.safe_load", "yaml.safe_load_all"}
 NEEDS_LOADER = {"yaml.load", "yaml.load_all", "yaml.compose", "yaml.compose_all", "yaml.parse", "yaml.scan"}
@@ -146,7 +182,7 @@ def reserved_faults(module: Module) -> Iterator[str]:
         for name in names:
             parts = name.split(".")
             for reserved in {".".join(parts[:length]) for length in range(1, len(parts) + 1)} & set(RESERVED):
-                if module.path != RESERVED[reserved]:
+                if module.path not in RESERVED[reserved].split(", "):
                     yield module.fault(node, f"only {RESERVED[reserved]} may use {reserved}")
         if isinstance(node, ast.Constant) and node.value in PROCESS_VARIABLES and module.path != "utils/dist.py":
             yield module.fault(node, f"only utils/dist.py may read {node.value}")
@@ -160,11 +196,51 @@ def execution_faults(module: Module) -> Iterator[str]:
             names.add(module.full_name(node))
         for name in names:
             if name.partition(".")[0] in FORBIDDEN_MODULES:
-                yield module.fault(node, f"{name} runs what it reads")
+                yield module.fault(node, f"{name} runs what it reads, or starts programs")
             if name.startswith(("pickle.", "_pickle.")) and not name.endswith(".UnpicklingError"):
                 yield module.fault(node, f"{name}: pickle runs what it reads (only its UnpicklingError may be caught)")
+        names |= asked_names(module, node)
+        for name in sorted(names):
+            if any(matches(name, forbidden) for forbidden in FORBIDDEN_NAMES):
+                yield module.fault(node, f"{name} is not to be used: nothing that is read is run")
+        yield from hidden_faults(module, node)
         if isinstance(node, ast.Call):
             yield from call_faults(module, node)
+
+
+def matches(name: str, forbidden: str) -> bool:
+    if forbidden.endswith("*"):
+        return name.startswith(forbidden[:-1])
+    return name == forbidden or name.startswith(f"{forbidden}.")
+
+
+def asked_names(module: Module, node: ast.AST) -> set[str]:
+    """`os.system` of `getattr(os, "system")`, and names that need no import."""
+    if isinstance(node, ast.Name):
+        return {module.full_name(node)}
+    if isinstance(node, ast.Call) and module.full_name(node.func) in ("getattr", "builtins.getattr") and node.args[1:]:
+        owner, name = module.full_name(node.args[0]), node.args[1]
+        if isinstance(name, ast.Constant):
+            return {f"{owner}.{name.value}"}
+    return set()
+
+
+def hidden_faults(module: Module, node: ast.AST) -> Iterator[str]:
+    """Ways round the names: a builtin under another name, a name that is made at run time, methods of pickling."""
+    if isinstance(node, ast.Name) and node.id in ("eval", "exec", "__import__"):
+        yield module.fault(node, f"{node.id} runs what it is given, whatever it is called")
+    method = node.attr if isinstance(node, ast.Attribute) else getattr(node, "name", "")
+    if isinstance(node, (ast.Attribute, ast.FunctionDef)) and method in FORBIDDEN_METHODS:
+        yield module.fault(node, f"{method}: archives are unpacked by data/unpack.py, and nothing is pickled")
+    if not isinstance(node, ast.Call):
+        return
+    name = module.full_name(node.func)
+    owner = module.full_name(node.args[0]) if node.args else ""
+    made = name in ("getattr", "builtins.getattr") and not isinstance(node.args[1], ast.Constant)
+    if owner in CLOSED and (made or name in ("vars", "dir")):
+        yield module.fault(node, f"{name}({owner}, …) asks a module for a name that is made at run time")
+    if any(word.arg == "shell" for word in node.keywords):
+        yield module.fault(node, "shell=: no shell is started")
 
 
 def call_faults(module: Module, call: ast.Call) -> Iterator[str]:
@@ -176,6 +252,8 @@ def call_faults(module: Module, call: ast.Call) -> Iterator[str]:
         yield module.fault(call, "torch.load without weights_only=True")
     if keywords.get("weights_only") is False:
         yield module.fault(call, "weights_only=False")
+    if name == "numpy.load" and "allow_pickle" not in keywords:
+        yield module.fault(call, "numpy.load without allow_pickle=False")
     if any(word.arg == "allow_pickle" and keywords.get("allow_pickle") is not False for word in call.keywords):
         yield module.fault(call, "allow_pickle must be False")
 
@@ -228,6 +306,7 @@ def test_every_file_named_in_a_rule_does_its_job() -> None:
     for name, path in {"matplotlib": "utils/plots.py", "torch.load": "utils/checkpoint.py"}.items():
         assert name in sources[path]
     assert "RANK" in sources["utils/dist.py"] and "urllib" in sources["data/download.py"]
+    assert "tarfile" in sources["data/unpack.py"] and "torch.hub" in sources["models/backbone.py"]
 
 
 @pytest.mark.parametrize(
@@ -281,6 +360,71 @@ def test_every_file_named_in_a_rule_does_its_job() -> None:
         ("data/cache.py", "from pickle import Unpickler", "pickle.Unpickler: pickle runs"),
         ("data/cache.py", "import pickle as p\np.dump(1, f)", "pickle.dump: pickle runs"),
         ("data/cache.py", "import marshal", "marshal runs what it reads"),
+        ("data/cache.py", "from pickle import loads as safe", "pickle.loads: pickle runs"),
+        ("data/cache.py", "import _pickle", "_pickle runs what it reads"),
+        ("data/cache.py", "class A:\n    def __reduce__(self): return f, ()", "__reduce__: archives are unpacked"),
+        ("data/cache.py", "class A:\n    def __reduce_ex__(self, v): return f, ()", "__reduce_ex__"),
+        ("data/cache.py", "import copyreg", "copyreg runs"),
+        ("data/config.py", "run = eval\nrun('1')", "eval runs what it is given, whatever it is called"),
+        ("data/config.py", "list(map(exec, lines))", "exec runs what it is given, whatever it is called"),
+        ("data/config.py", "import os\nos.system('x')", "os.system is not to be used"),
+        ("data/config.py", "import os as o\nrun = o.popen", "os.popen is not to be used"),
+        ("data/config.py", "from os import execvp", "os.execvp is not to be used"),
+        ("data/config.py", "import os\nos.spawnl(0, 'x')", "os.spawnl is not to be used"),
+        ("data/config.py", "import os\nos.posix_spawn('x', [], {})", "os.posix_spawn is not to be used"),
+        ("data/config.py", "import os\nos.fork()", "os.fork is not to be used"),
+        ("data/config.py", "import os\ngetattr(os, 'system')('x')", "os.system is not to be used"),
+        ("data/config.py", "import os\ngetattr(os, name)('x')", "getattr(os, …) asks a module for a name"),
+        ("data/config.py", "import os\nvars(os)[name]('x')", "vars(os, …) asks a module for a name"),
+        ("data/config.py", "import builtins\ngetattr(builtins, 'ev' + 'al')('1')", "getattr(builtins, …) asks"),
+        ("data/config.py", "__builtins__['eval']('1')", "__builtins__ is not to be used"),
+        ("data/config.py", "import sys\nsys.modules['os'].system('x')", "sys.modules is not to be used"),
+        ("data/config.py", "import subprocess\nsubprocess.run(['x'])", "subprocess.run runs what it reads, or starts"),
+        ("data/config.py", "from subprocess import Popen", "subprocess.Popen runs what it reads, or starts programs"),
+        ("data/config.py", "f('x', shell=True)", "shell=: no shell is started"),
+        ("data/config.py", "import pip", "pip runs what it reads, or starts programs"),
+        ("data/config.py", "import pty", "pty runs"),
+        ("data/config.py", "import ctypes", "only utils/device.py may use ctypes"),
+        ("data/config.py", "import runpy\nrunpy.run_path('x')", "runpy.run_path runs"),
+        (
+            "data/config.py",
+            "import multiprocessing",
+            "only utils/signals.py, data/processes.py may use",
+        ),
+        (
+            "data/config.py",
+            "import importlib\nimportlib.import_module('x')",
+            "only utils/schedule.py may use importlib",
+        ),
+        (
+            "data/config.py",
+            "import importlib.util as u\nu.spec_from_file_location('a', 'b')",
+            "importlib.util.spec_from",
+        ),
+        ("data/config.py", "''.__class__.__base__.__subclasses__()", "__subclasses__"),
+        ("data/formats.py", "from xml.sax import parse", "xml.sax.parse is not to be used"),
+        ("data/formats.py", "import xml.dom.minidom", "xml.dom.minidom is not to be used"),
+        ("data/formats.py", "import lxml.etree", "lxml.etree runs"),
+        ("models/build.py", "import torch\ntorch.hub.load('a', 'b')", "torch.hub.load is not to be used"),
+        ("models/build.py", "import torch\ntorch.hub.get_dir()", "only models/backbone.py may use torch.hub"),
+        ("models/build.py", "import torch\ntorch.jit.load('x')", "torch.jit.load is not to be used"),
+        ("models/build.py", "from torch.serialization import load", "torch.serialization.load is not to be used"),
+        (
+            "utils/checkpoint.py",
+            "import torch\ntorch.serialization.add_safe_globals([f])",
+            "add_safe_globals is not to",
+        ),
+        ("models/build.py", "import torch\ntorch.ops.load_library('x')", "torch.ops.load_library is not to be used"),
+        ("data/download.py", "import tarfile", "only data/unpack.py may use tarfile"),
+        ("data/unpack.py", "import zipfile\nzipfile.ZipFile('x').extractall()", "extractall: archives are unpacked by"),
+        ("data/unpack.py", "import tarfile\ntarfile.open('x').extract('a')", "extract: archives are unpacked by"),
+        ("data/download.py", "import shutil\nshutil.unpack_archive('x')", "shutil.unpack_archive is not to be used"),
+        ("data/index.py", "import numpy as np\nnp.load('x')", "numpy.load without allow_pickle=False"),
+        ("data/index.py", "import numpy as np\nnp.load('x', **options)", "numpy.load without allow_pickle=False"),
+        ("utils/loggers.py", "import asyncio", "only data/download.py may use asyncio"),
+        ("utils/loggers.py", "import requests", "only data/download.py may use requests"),
+        ("data/config.py", "import yaml\nyaml.add_constructor('!x', f)", "yaml.add_constructor is not to be used"),
+        ("data/config.py", "import yaml\nclass A(yaml.YAMLObject): pass", "yaml.YAMLObject is not to be used"),
         ("data/index.py", "import numpy as np\nnp.load('x', allow_pickle=True)", "allow_pickle must be False"),
         ("utils/checkpoint.py", "import torch\ntorch.load('x')", "torch.load without weights_only=True"),
         ("utils/checkpoint.py", "import torch\ntorch.load('x', weights_only=False)", "weights_only=False"),
@@ -324,6 +468,11 @@ def test_a_breach_is_found(path: str, source: str, words: str) -> None:
         ("data/config.py", "import yaml\nyaml.safe_load('x')\nyaml.compose('x', Loader=yaml.SafeLoader)"),
         ("data/config.py", "import yaml\nclass L(yaml.SafeLoader): pass\nyaml.load('x', Loader=L)"),
         ("data/index.py", "import numpy as np\nnp.load('x', allow_pickle=False)"),
+        ("data/unpack.py", "import tarfile, zipfile\ntarfile.open('x').extractfile(member)"),
+        ("utils/rundir.py", "import os\ngetattr(os, 'O_CLOEXEC', 0)\ngetattr(state, name)"),
+        ("utils/signals.py", "import signal\nfrom multiprocessing.process import BaseProcess\ngetattr(signal, name)"),
+        ("data/formats.py", "import xml.etree.ElementTree as ET\nET.fromstring(b'')"),
+        ("models/backbone.py", "import torch\ntorch.hub.get_dir()"),
     ],
 )
 def test_what_is_allowed_is_left_in_peace(path: str, source: str) -> None:

@@ -17,8 +17,9 @@ from pycocotools.coco import COCO
 import data.index
 from data.cache import cache_root
 from data.config import DataConfig, load_data_config
-from data.formats import Record
+from data.entries import block_of
 from data.index import ARRAYS, Index, build_index, pack
+from data.labels import Record
 
 NAMES = ("RBC", "WBC", "Platelets")
 WIDTH, HEIGHT = 640, 480  # of every image of BCCD
@@ -158,7 +159,7 @@ def test_the_arrays_by_hand(toy: Path) -> None:
     kinds = {key: getattr(index, key).dtype for key in ARRAYS}
     assert kinds == dict(zip(ARRAYS, ("u1", "i8", "i4", "f4", "i4", "?", "f4", "i8"), strict=True))
     assert len(index) == 3 and index.backgrounds == 1
-    assert [fault.kind for fault in faults] == ["split-backgrounds", "label-class-range"]
+    assert [fault.kind for fault in faults] == ["label-class-range", "split-backgrounds"]
     assert [index.path(i) for i in range(3)] == [str(toy / name) for name in names]
     assert index.labels(1)[0].shape == (0,) and index.labels(1)[1].shape == (0, 4)
 
@@ -188,7 +189,7 @@ def test_no_records() -> None:
     assert len(index) == 0 and index.offsets.tolist() == [0] and index.boxes.shape == (0, 4)
     empty = np.zeros(0, np.float32)
     record = Record(Path("/a"), "a", 3, 2, empty.reshape(0, 4), empty.astype(np.int32), empty.astype(bool), empty)
-    index = pack("/", [record])
+    index = pack("/", [block_of([record])])
     assert len(index) == 1 and index.backgrounds == 1 and index.sizes.tolist() == [[3, 2]]
 
 
@@ -261,7 +262,16 @@ def other_names(toy: Path) -> None:
     (toy / "data.yaml").write_text("train: images\nnames: [x, z]\n")
 
 
-@pytest.mark.parametrize("change", [touch_label, label_the_background, other_image_size, new_image, other_names])
+def label_in_a_new_folder(toy: Path) -> None:
+    (toy / "images/sub").mkdir()
+    (toy / "labels/sub").mkdir()
+    Image.new("RGB", (8, 4)).save(toy / "images/sub/z.png")
+    (toy / "labels/sub/z.txt").write_text("0 .5 .5 1 1")
+
+
+@pytest.mark.parametrize(
+    "change", [touch_label, label_the_background, other_image_size, new_image, other_names, label_in_a_new_folder]
+)
 def test_a_change_is_seen(toy: Path, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     digest, _ = builds(toy, monkeypatch)
     change(toy)
@@ -269,6 +279,23 @@ def test_a_change_is_seen(toy: Path, monkeypatch: pytest.MonkeyPatch, change: An
     assert reads == 1
     assert (changed == digest) == (change in (touch_label, other_names))
     assert builds(toy, monkeypatch) == (changed, 0)
+
+
+def test_what_is_mended_in_the_folders_is_no_fault_any_more(toy: Path) -> None:
+    (toy / "images/x.gif").touch()
+    (toy / "images/y.jpg").mkdir()
+    (toy / "labels/lost.txt").write_text("0 .5 .5 1 1")
+    Image.new("RGB", (8, 4)).save(toy / "images/a.jpg")
+    config = load_data_config(toy / "data.yaml")
+    kinds = {os.path.basename(fault.file): fault.kind for fault in build_index(config, "train")[1]}
+    assert kinds["x.gif"] == "image-kind-not-read" and kinds["y.jpg"] == "image-folder" and "lost.txt" in kinds
+    assert [fault.stops for fault in build_index(config, "train")[1] if fault.kind == "image-two-of-one-stem"] == [True]
+    (toy / "images/x.gif").unlink()
+    (toy / "images/y.jpg").rmdir()
+    (toy / "labels/lost.txt").unlink()
+    (toy / "images/a.jpg").unlink()
+    files = {os.path.basename(fault.file) for fault in build_index(config, "train")[1]}
+    assert not files & {"x.gif", "y.jpg", "lost.txt"}
 
 
 def test_single_cls_is_another_index(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import models.yolo
 import train
 from data.shapes import NAMES, ensure_shapes
 from utils.checkpoint import load_checkpoint
@@ -377,3 +378,20 @@ def test_train_py_stays_a_contents_page():
     assert len(source.splitlines()) <= 60
     asked = [ast.unparse(node.test) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.If)]
     assert len(asked) == 1 and "accumulate" in asked[0]
+
+
+def test_a_fine_tuned_run_goes_on_as_what_it_is(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its model is the checkpoint's that it began from, not the default of --cfg; and that file may be gone."""
+    monkeypatch.setitem(models.yolo.SIZES, "t", (1 / 3, 1 / 64, 1024))
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data", str(tiny_data), "--epochs", "1", "--img", "64", "--batch", "4", "--workers", "0", "--noplots"]
+    flags += ["--device", "cpu", "--project", "runs", "--nms"]
+    train.main([*flags, "--cfg", "yolo-t", "--name", "first"])
+    train.main([*flags, "--weights", "runs/first/weights/last.pt", "--name", "second"])
+    (tmp_path / "runs/first/weights/last.pt").unlink()
+    capsys.readouterr()
+    train.main(["--resume", "runs/second", "--epochs", "2", "--extend", "tail"])
+    assert "yolo-t" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "runs/second/weights/last.pt")["state"]["progress"]["epoch"] == 2

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from utils.archive import Seal, check_archive, check_savable, leaves
 from utils.atomic import cannot_write, replace_file
-from utils.errors import UserError
+from utils.errors import UserError, printable
 
 VERSION = 1
 # What every checkpoint says of itself, a model's also, and how far a run has come: key -> type.
@@ -32,6 +32,7 @@ MODEL = {"size": str, "nc": int, "backbone": str}
 SHIPPED = {"epoch": int, "fitness": float}
 PROGRESS = {"epoch": int, "batch": int, "step": int, "seconds": float}
 MAX_PROGRESS = 1e15
+MAX_IMGSZ = 8192
 
 
 class Damaged(UserError):
@@ -209,7 +210,9 @@ def _fault(content: dict[str, Any]) -> str:
         return fault
     if _type_fault(content["model"], MODEL) or not all(type(name) is str for name in content["names"]):
         return "model or names are not as they should be"
-    if content["model"]["nc"] != len(content["names"]) or content["imgsz"] < 1:
+    if any(printable(name) != name for name in content["names"]):
+        return "names hold what can't be shown"
+    if content["model"]["nc"] != len(content["names"]) or not 1 <= content["imgsz"] <= MAX_IMGSZ:
         return f"{len(content['names'])} names for {content['model']['nc']} classes, imgsz {content['imgsz']}"
     own = {"state": "state", "model": "weights"}.get(content["kind"], "kind")
     if not isinstance(content.get(own), dict):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 
+MAX_PATH, MAX_FILE_NAME = 4095, 255  # bytes, as Linux has it; other systems allow less
+LINE = 2000  # characters of a line of a message at most
 EXIT_DONE, EXIT_USAGE, EXIT_DIVERGED, EXIT_STOPPED = 0, 2, 3, 75
 
 
@@ -34,14 +37,43 @@ class Stopped(SystemExit):
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the choice spelled nearest to `word`, or an empty string."""
-    near = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    """Return `; did you mean 'x'?` for the choice spelled nearest to `word`, in any case, or an empty string."""
+    lower = {str(choice).lower(): str(choice) for choice in choices}
+    near = difflib.get_close_matches(str(word).lower(), lower, n=1, cutoff=0.6)
+    return f"; did you mean '{lower[near[0]]}'?" if near else ""
+
+
+def refuse(faults: list[str], source: str) -> None:
+    """Raise all faults of `source` in one `UserError`, a line each; without faults do nothing."""
+    if len(faults) == 1:
+        raise UserError(faults[0])
+    if faults:
+        raise UserError("\n  ".join([f"{len(faults)} faults in {source}:", *faults]))
+
+
+def text_fault(text: str) -> str:
+    """Return why a text can be no name and no path, or an empty string."""
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text):
+        return "holds a control character"
+    try:
+        size, longest = len(text.encode()), max(len(part.encode()) for part in re.split(r"[/\\]", text))
+    except UnicodeEncodeError:
+        return "not text in UTF-8"
+    if size > MAX_PATH or longest > MAX_FILE_NAME:
+        return f"too long; a path has at most {MAX_PATH} bytes, and each name in it {MAX_FILE_NAME}"
+    return ""
 
 
 def printable(text: str) -> str:
-    """Return a text with control characters, and halves of characters, as escapes: fit for any terminal and file."""
-    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in text)
+    """Return a text fit for any terminal and file: control characters, and bytes that are no UTF-8, as escapes."""
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    byte = ord(character) - 0xDC00  # how Python carries a byte of a file name that is no UTF-8
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else ascii(character)[1:-1]
 
 
 def run_cli(main: Callable[[], None]) -> None:
@@ -51,8 +83,9 @@ def run_cli(main: Callable[[], None]) -> None:
     """
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except UserError as error:  # its lines are ours, what stands in them may be anybody's
+        lines = [printable(line[:LINE]) + "…" * (len(line) > LINE) for line in str(error).split("\n")]
+        print("error: " + "\n".join(lines), file=sys.stderr)
         sys.exit(error.exit_code)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

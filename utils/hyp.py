@@ -11,12 +11,14 @@ from typing import Any
 
 import yaml
 
-from utils.errors import UserError, suggest
+from utils.errors import UserError, printable, refuse, suggest
 
 PRESETS = Path(__file__).resolve().parents[1] / "hyp"
 FITNESS = ("mAP50-95", "mAP50", "precision", "recall")
 SCHEDULES = ("one_cycle", "linear", "flat_cosine", "step", "constant")
 CUSTOM = "custom"  # the user's own schedule, which only the command line can name
+SHOWN = 80  # characters of a value that a message repeats
+MAX_BYTES = 1 << 20  # of a file
 PARTS = ("backbone", "neck", "head")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _WHOLE = re.compile(r"[-+]?[0-9]{1,18}")
@@ -38,6 +40,9 @@ _GONE = {
     "giou": "write box: the gain of the box loss (CIoU)",
     "cos_lr": "write schedule: one_cycle",
     "linear_lr": "write schedule: linear",
+    **dict.fromkeys(("batch", "batch_size"), "not a hyper-parameter but a flag: --batch-size"),
+    **dict.fromkeys(("img", "img_size"), "not a hyper-parameter but a flag: --imgsz"),
+    "model": "write --cfg yolo-n, or --weights PATH",
     "lr": "write lr0: the learning rate at the start",
     "warmup_iters": "write warmup_epochs, which may be a fraction such as 0.5",
 }
@@ -132,7 +137,7 @@ class Hyp:
 
     def __post_init__(self) -> None:
         faults = [f"{name}: {fault}" for name, fault in _value_faults(dataclasses.asdict(self)).items()]
-        _refuse(faults or _contradictions(self), "the hyper-parameters")
+        refuse(faults or _contradictions(self), "the hyper-parameters")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "hyp") -> Hyp:
@@ -140,7 +145,7 @@ class Hyp:
         faults = [f"{source}: {_unknown(name)}" for name in values if name not in KEYS]
         known = {name: _settled(name, value) for name, value in values.items() if name in KEYS}
         faults += [f"{source}: {name}: {fault}" for name, fault in _value_faults(known).items()]
-        _refuse(faults, source)
+        refuse(faults, source)
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,7 +183,7 @@ def load_hyp(path_or_name: str, overrides: list[str] | None = None, flags: Mappi
             for flag, (name, value) in said.items()
             if name in values and values[name] != value
         ]
-    _refuse(faults + override_faults + flag_faults, shown if faults else "the command line")
+    refuse(faults + override_faults + flag_faults, shown if faults else "the command line")
     hyp = values | changes | dict(said.values())
     if hyp.get("schedule") == CUSTOM and "--schedule" not in flags:
         raise UserError(f"{shown}: schedule: {CUSTOM}: needs its function: --schedule my_module:my_factor")
@@ -242,18 +247,21 @@ def _find(path_or_name: str) -> Path:
             return path
     presets = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     hint = suggest(Path(text).stem, presets)
-    raise UserError(f"--hyp {text}: no such file; the presets are {', '.join(presets)}{hint}")
+    what = "a folder" if Path(text).is_dir() and text else "no such file"
+    raise UserError(f"--hyp {text or repr(text)}: {what}; the presets are {', '.join(presets)}{hint}")
 
 
 def _read_yaml(path: Path, shown: str) -> tuple[dict[str, Any], dict[str, int], list[str]]:
     """Return the file's values by key, the line of each, and the faults, each with file and line."""
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{shown}: {path.stat().st_size:,} bytes are too many for a file of hyper-parameters")
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
         raise UserError(f"{shown}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{shown}: not a UTF-8 text file") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # the last two of "\\UFFFFFFFF"
         raise UserError(f"{shown}{_yaml_fault(error)}") from None
     if not isinstance(root, yaml.MappingNode) or not root.value:
         raise UserError(f"{shown}: holds no 'key: value' lines (a space belongs after the colon)")
@@ -262,7 +270,7 @@ def _read_yaml(path: Path, shown: str) -> tuple[dict[str, Any], dict[str, int], 
     first_line: dict[str, int] = {}
     for key_node, value_node in root.value:
         line = key_node.start_mark.line + 1
-        name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "(not a word)"
+        name = printable(key_node.value[:SHOWN]) if isinstance(key_node, yaml.ScalarNode) else "(not a word)"
         if name in first_line:
             faults.append(f"{shown}:{line}: {name}: given twice, first in line {first_line[name]}")
             continue
@@ -278,7 +286,7 @@ def _read_yaml(path: Path, shown: str) -> tuple[dict[str, Any], dict[str, int], 
 def _yaml_fault(error: Exception) -> str:
     """Return `:line: what is wrong` of a parser's error."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    return f"{f':{mark.line + 1}' if mark else ''}: not valid yaml: {problem or type(error).__name__}"
+    return f"{f':{mark.line + 1}' if mark else ''}: not valid yaml: {printable(problem or type(error).__name__)}"
 
 
 def _from_node(name: str, node: yaml.Node) -> tuple[Any, str]:
@@ -313,11 +321,11 @@ def _from_numbers(name: str, pairs: list[tuple[str, str]]) -> tuple[Any, str]:
     """Return a list or map from (key, number) texts, and its fault."""
     for key, text in pairs:
         if not _NUMBER.fullmatch(text.strip()) or _LEADING_ZERO.match(text.strip()):
-            return None, f"{f'{key}: ' * bool(key)}{text!r} is not a number; allowed: {_allowed(name)}"
+            return None, f"{f'{key}: ' * bool(key)}{_short(text)} is not a number; allowed: {_allowed(name)}"
     keys = [key.strip() for key, _ in pairs]
     if KEYS[name].type == MAP and len(set(keys)) < len(keys):
         return None, f"{max(keys, key=keys.count)} is given twice"
-    numbers = [float(text) for _, text in pairs]
+    numbers = [float(text) + 0.0 for _, text in pairs]
     value = tuple(numbers) if KEYS[name].type == LIST else dict(zip(keys, numbers, strict=True))
     return value, _value_fault(name, value)
 
@@ -329,7 +337,7 @@ def _from_text(name: str, text: str) -> tuple[Any, str]:
         parts = [part for part in text.strip("[]{} ").split(",") if part.strip()]
         pairs = [part.rpartition(":") for part in parts]
         if any(bool(key.strip()) != (kind == MAP) for key, _, _ in pairs):
-            return None, f"{text!r} is not {_kind_text(kind)}; allowed: {_allowed(name)}"
+            return None, f"{_short(text)} is not {_kind_text(kind)}; allowed: {_allowed(name)}"
         return _from_numbers(name, [(key, number) for key, _, number in pairs])
     if not text or text in ("~", "null", "Null", "NULL"):
         return None, f"has no value; allowed: {_allowed(name)}"
@@ -345,7 +353,7 @@ def _from_text(name: str, text: str) -> tuple[Any, str]:
     elif kind == "int" and _WHOLE.fullmatch(text):
         value = int(text)
     elif kind == "float" and _NUMBER.fullmatch(text):
-        value = float(text)
+        value = float(text) + 0.0  # no negative zero
     return value, _value_fault(name, value)
 
 
@@ -355,7 +363,7 @@ def _read_overrides(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     faults = []
     for text in overrides:
         name, equals, value = (part.strip() for part in text.partition("="))
-        if not equals:
+        if not equals or not name:
             faults.append(f"--set {text}: write KEY=VALUE, such as --set lr0=0.02")
         elif _unknown(name):
             faults.append(f"--set {text}: {_unknown(name)}")
@@ -401,13 +409,13 @@ def _settled(name: str, value: Any) -> Any:
 def _collection_fault(name: str, value: Any) -> str:
     kind, metadata = KEYS[name].type, KEYS[name].metadata
     if not isinstance(value, tuple if kind == LIST else dict):
-        return f"{value!r} is not {_kind_text(kind)}; allowed: {_allowed(name)}"
+        return f"{_short(value)} is not {_kind_text(kind)}; allowed: {_allowed(name)}"
     for key in value if kind == MAP else ():
         if key not in metadata["choices"]:
-            return f"{key!r} is not one of {', '.join(metadata['choices'])}{suggest(key, metadata['choices'])}"
+            return f"{_short(key)} is not one of {', '.join(metadata['choices'])}{suggest(key, metadata['choices'])}"
     for member in value.values() if kind == MAP else value:
         if isinstance(member, bool) or not isinstance(member, int | float):
-            return f"{member!r} is not a number; allowed: {_allowed(name)}"
+            return f"{_short(member)} is not a number; allowed: {_allowed(name)}"
         if not _inside(member, metadata["within"]):
             return f"{member} is out of range; allowed: {_allowed(name)}"
     if kind == LIST and (not value or list(value) != sorted(set(value))):
@@ -422,9 +430,9 @@ def _value_fault(name: str, value: Any) -> str:
         return _collection_fault(name, value)
     types = {"float": (float, int), "int": (int,), "bool": (bool,), "str": (str,)}[kind]
     if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
-        return f"{value!r} is not {_kind_text(kind)}; allowed: {_allowed(name)}"
+        return f"{_short(value)} is not {_kind_text(kind)}; allowed: {_allowed(name)}"
     if choices and value not in choices:
-        return f"{value!r} is not one of its choices; allowed: {_allowed(name)}{suggest(value, choices)}"
+        return f"{_short(value)} is not one of its choices; allowed: {_allowed(name)}{suggest(value, choices)}"
     if kind in ("float", "int") and not _inside(value, KEYS[name].metadata["within"]):
         return f"{value} is out of range; allowed: {_allowed(name)}"
     return ""
@@ -444,6 +452,12 @@ def _inside(value: float, interval: str) -> bool:
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
     return above and below  # never of NaN; no interval includes inf
+
+
+def _short(value: Any) -> str:
+    """Return a value as a message repeats it."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _kind_text(kind: str) -> str:
@@ -477,11 +491,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return text.lower()
     return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
-
-
-def _refuse(faults: list[str], source: str) -> None:
-    """Raise all faults in one `UserError`; without faults do nothing."""
-    if len(faults) == 1:
-        raise UserError(faults[0])
-    if faults:
-        raise UserError("\n  ".join([f"{len(faults)} faults in {source}:", *faults]))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from utils.errors import UserError, suggest
+from utils.errors import MAX_FILE_NAME, UserError, printable, refuse, suggest, text_fault
 
 GROUPS = ("data and model", "training", "learning rate", "evaluation", "output", "run folder", "machine")
 
@@ -35,6 +37,15 @@ _REFUSED = {
     **dict.fromkeys(("--bucket", "--entity", "--upload-dataset"), "nothing is sent anywhere"),
     **dict.fromkeys(("--bbox-interval", "--artifact-alias"), "nothing is sent to Weights & Biases"),
 }
+# Flags that mean something only beside another one.
+_GOES_WITH = {
+    **dict.fromkeys(("lr_find_from", "lr_find_to", "lr_find_steps"), "lr_find"),
+    **{"force": "resume", "save_conf": "save_txt", "agnostic_nms": "nms"},
+}
+MAX_WHOLE = 2**31 - 1  # of a whole number without a limit of its own
+DASHES = "–—−"  # what word processors make of hyphens
+SHOWN = 80  # characters of a value that a message repeats
+
 _FOREIGN = {"model": "--weights", "lr0": "--set lr0=", "conf": "--conf-thres", "iou": "--iou-thres"}
 
 
@@ -59,6 +70,13 @@ class _Options:
             fault = _fault(flag, value)
             if fault:
                 raise UserError(f"{_spelling(flag)} {_shown(value)}: {fault}")
+        if hasattr(self, "name"):  # of a run
+            _check_name(self.name, self.project)
+        for name, partner in _GOES_WITH.items():
+            if name in self.explicit and getattr(self, partner) in (False, None):
+                raise UserError(
+                    f"--{name.replace('_', '-')}: goes with --{partner.replace('_', '-')}, and does nothing without"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values by field, for opt.yaml; `explicit` is of the command line and is left out."""
@@ -69,11 +87,14 @@ class _Options:
     def from_dict(cls: type[T], values: Mapping[str, Any], source: str = "opt.yaml") -> T:
         """Build from the values of `to_dict`; fields left out take their defaults, unknown ones raise `UserError`."""
         known = {flag.name: flag for flag in flags(cls)}
-        for name in values:
-            if name not in known:
-                raise UserError(f"{source}: {name}: unknown option{suggest(name, known)}")
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        faults = [f"{source}: {name}: unknown option{suggest(name, known)}" for name in values if name not in known]
+        for name, value in values.items():
+            if fault := name in known and _fault(known[name], value):
+                faults.append(f"{source}: {_spelling(known[name])} {_shown(value)}: {fault}")
+        refuse(faults, source)
         try:
-            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+            return cls(**values)
         except UserError as error:
             raise UserError(f"{source}: {error}") from None
 
@@ -116,7 +137,11 @@ class TrainOptions(_Options):
         "data and model",
         choices=("headers", "full"),
     )
-    download: bool = _flag(False, "fetch the data set that the data yaml names, where it is missing", "data and model")
+    download: bool = _flag(
+        False,
+        "fetch what is missing: the data set that the data yaml names, torchvision's ImageNet weights",
+        "data and model",
+    )
 
     epochs: int = _flag(40, "epochs to train", "training", low=1, high=1_000_000)
     batch_size: int = _flag(16, "images a batch, over all devices", "training", "--batch", low=1, high=65536)
@@ -200,7 +225,7 @@ class TrainOptions(_Options):
         if self.batch_size == -1:
             raise UserError("--batch-size -1: there is no automatic batch size; give a number, such as 16")
         super().__post_init__()
-        if self.freeze and self.freeze != "backbone" and not self.freeze.isdecimal():
+        if self.freeze and self.freeze != "backbone" and not re.fullmatch("[0-9]{1,4}", self.freeze):
             raise UserError(f"--freeze {self.freeze}: allowed: a number of stages, or backbone")
         if self.adam and self.optimizer not in ("", "Adam"):
             raise UserError(f"--adam and --optimizer {self.optimizer} contradict each other: give one of them")
@@ -218,6 +243,10 @@ class TrainOptions(_Options):
         said = [flag for flag, name in named.items() if name]
         if len({name for name in named.values() if name}) > 1:
             raise UserError(f"{' and '.join(said)} contradict each other: give one of them")
+        if self.schedule == "custom":
+            raise UserError("--schedule custom: give the function itself, as --schedule my_module:my_factor")
+        if self.noval and "val_period" in self.explicit:
+            raise UserError("--noval and --val-period contradict each other: give one of them")
         if self.extend and self.resume is None:
             raise UserError(f"--extend {self.extend}: goes with --resume [PATH] and --epochs N, the new number in all")
         instead = {"--plan": self.plan, "--lr-find": self.lr_find, "--profile": self.profile > 0}
@@ -357,6 +386,13 @@ class CheckOptions(_Options):
     )
 
 
+def _check_name(name: str, project: str) -> None:
+    if not name.strip() or Path(name).name in ("", "."):
+        raise UserError(f"--name '{name}': give the run's folder a name, such as exp")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"--name {name}: leads out of --project {project}: write --project DIR --name NAME")
+
+
 def flags(cls: type[_Options]) -> list[dataclasses.Field]:
     """Return the fields that are flags."""
     return [flag for flag in dataclasses.fields(cls) if flag.metadata]
@@ -371,7 +407,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str) -> T:
     _refuse_foreign(cls, words)
     found, rest = _parser(cls, prog, description).parse_known_args(words)
     if rest:
-        raise UserError(_stray(cls, prog, rest[0]))
+        raise UserError(printable(_stray(cls, prog, rest[0][:MAX_FILE_NAME])))
     values = {flag.name: _value(flag, vars(found)[flag.name]) for flag in flags(cls) if flag.name in vars(found)}
     if not values.get("help_hyp"):
         for flag in flags(cls):
@@ -382,7 +418,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str) -> T:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
+        raise UserError(printable(f"{self.prog}: {message}"))
 
 
 def _parser(cls: type[_Options], prog: str, description: str) -> argparse.ArgumentParser:
@@ -433,6 +469,8 @@ def _convert(flag: dataclasses.Field, text: str) -> Any:
     kind = "int" if "int" in flag.type else "float" if "float" in flag.type else "str"
     choices = {choice.lower(): choice for choice in flag.metadata.get("choices", ())}
     try:
+        if kind != "str" and ("_" in text or not text.isascii()):  # Python would read 1_0 and １０ as 10
+            raise ValueError(text)
         return {"int": int, "float": float, "str": lambda word: choices.get(word.lower(), word)}[kind](text)
     except ValueError:
         what = "a whole number" if kind == "int" else "a number"
@@ -458,10 +496,11 @@ def _member_fault(flag: dataclasses.Field, kind: str, value: Any) -> str:
     choices = flag.metadata.get("choices")
     if choices and value not in choices:
         return f"not one of {', '.join(choices)}{suggest(str(value), choices)}"
-    low, high = flag.metadata.get("low", float("-inf")), flag.metadata.get("high", float("inf"))
+    low, high = flag.metadata.get("low", -MAX_WHOLE), flag.metadata.get("high", MAX_WHOLE)
     if kind in ("int", "float") and not low <= value <= high:
-        return f"out of range; allowed: {f'{low} or more' if high == float('inf') else f'{low} to {high}'}"
-    return ""
+        unlimited = high == MAX_WHOLE and value < low
+        return f"out of range; allowed: {f'{low} or more' if unlimited else f'{low} to {high}'}"
+    return text_fault(value) if kind == "str" else ""
 
 
 def _refuse_foreign(cls: type[_Options], words: list[str]) -> None:
@@ -480,6 +519,8 @@ def _stray(cls: type[_Options], prog: str, word: str) -> str:
         name = word.partition("=")[0]
         return f"{prog}: {name}: unknown flag{suggest(name, [*known, '--help']) or '; --help lists them'}"
     key, equals, value = word.partition("=")
+    if word[:1] in DASHES and word[1:]:
+        return f"{prog}: {word}: flags begin with two plain hyphens: --{word.lstrip(DASHES)}"
     if not equals:
         return f"{prog}: {word}: belongs to no flag (a switch such as --exist-ok takes no word)"
     form = _FOREIGN.get(key, f"--{key.replace('_', '-')}")
@@ -510,4 +551,6 @@ def _metavar(flag: dataclasses.Field) -> str:
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else "''" if value == "" else str(value)
+    """Return a value as a message repeats it: short, and without what would steer a terminal."""
+    text = " ".join(map(str, value)) if isinstance(value, tuple) else "''" if value == "" else str(value)
+    return printable(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")

@@ -104,7 +104,10 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
 def is_over(content: dict[str, Any], saved: TrainOptions) -> str:
     """Say why a saved run has nothing left to do; an empty text where it has."""
     stopping = EarlyStopping(saved.patience)
-    stopping.load_state_dict(content["state"]["components"]["stopping"])
+    try:
+        stopping.load_state_dict(content["state"]["components"]["stopping"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"the saved state of stopping is not one that this program wrote: {error!r}") from None
     done = content["state"]["progress"]["epoch"]
     if done >= saved.epochs:
         return f"this run has trained all of its {saved.epochs} epochs"

@@ -105,11 +105,24 @@ def new_run(project: str | Path, name: str = "exp", exist_ok: bool = False) -> R
         raise UserError(f"--name '{name}': give the run's folder a name, such as exp")
     first = Path(project) / name
     if exist_ok:
+        check_place(project, name, exist_ok)
         return RunDir(first)
     number = 1
     while not _make(path := first if number == 1 else first.with_name(f"{first.name}{number}")):
         number += 1
     return RunDir(path)
+
+
+def check_place(project: str | Path, name: str, exist_ok: bool) -> None:
+    """Raise the `UserError` of a place for runs that can be known without making anything."""
+    first = Path(project) / name
+    if exist_ok and first.is_dir() and any(first.iterdir()) and not (first / LAST.parent).is_dir():
+        raise UserError(f"--exist-ok: {first} is no run's folder: nothing is written among the files in it")
+    above = next(folder for folder in first.parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{first}: cannot be made: {above} is not a folder")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"{first}: cannot be made: {above} may not be written to")
 
 
 def newest_run(project: str | Path) -> Path | None:
@@ -142,11 +155,22 @@ def resolve_resume(arg: str | Path | bool | None, project: str | Path) -> Path:
     for base in (Path(str(arg)), Path(project) / str(arg)):
         for path in (base, base / LAST, base / LAST.name):
             if path.is_file() or (path.name == LAST.name and path.with_name(PREVIOUS).is_file()):
-                return path
+                return _in_its_run(path)
         if base.is_dir():
             raise UserError(f"--resume {arg}: {base} holds no {LAST}: that run saved no state to go on from")
     runs = [path.parents[1].name for path in Path(project).glob(f"*/{LAST.as_posix()}")]
     raise UserError(f"--resume {arg}: no such file or folder{suggest(Path(str(arg)).name, runs)}")
+
+
+def _in_its_run(path: Path) -> Path:
+    """Return a checkpoint's path with the two folders above it in it, or refuse one that lies in no run's folder."""
+    full = Path(os.path.abspath(path))
+    if full.parent.name != LAST.parent.name:
+        raise UserError(
+            f"--resume {path}: lies in no run's folder (RUN/{LAST}), and a run goes on in its own; "
+            f"--weights {path} starts a new run from it"
+        )
+    return path if len(path.parents) > 1 else full
 
 
 def _make(folder: Path, exist_ok: bool = False) -> bool:

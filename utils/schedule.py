@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from utils.errors import UserError
 
 Factor = Callable[[int], float]
+MAX_EPOCHS = 1_000_000
 
 
 class ScheduleSettings(Protocol):
@@ -235,7 +236,7 @@ class Course:
         try:
             course = cls(values["first"], tuple(Extension(*extension) for extension in values["extensions"]))
             numbers = [course.first, *(n for at, epochs, _ in course.extensions for n in (at, epochs))]
-            sound = all(type(n) is int and n > 0 for n in numbers)
+            sound = all(type(n) is int and 0 < n <= MAX_EPOCHS for n in numbers)
             sound = sound and all(at < epochs and mode in EXTENSIONS for at, epochs, mode in course.extensions)
         except (TypeError, KeyError):
             sound = False
