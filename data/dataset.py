@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -65,7 +65,9 @@ class Sample:
     classes: Tensor  # int64 [n]
     index: int
     letterbox: Tensor  # float32 [4]: gain x, gain y, pad x, pad y: x_in = x_original · gain + pad. NaN if augmented
-    colour: Tensor  # float32 [3, 3]: what its RGB is still to be multiplied by
+    colour: Tensor = field(
+        default_factory=lambda: torch.eye(3)
+    )  # float32 [3, 3]: its RGB is yet to be multiplied by it
 
 
 @lru_cache(maxsize=2)
