@@ -13,6 +13,7 @@ import torch
 from data import dataset as dataset_module
 from data.cache import load_image
 from data.dataset import KEPT, NEAR, DetectionDataset, Sample, SampleKey, epoch_order
+from data.loader import collate
 from utils.errors import UserError
 
 
@@ -341,3 +342,22 @@ def test_an_epoch_in_its_order_decodes_each_image_about_once(index: Labelled, mo
     # The first look for partners at the end of the order, and crowd out some of their own.
     assert len(read) <= len(many) + 4 * NEAR
     assert len(dataset._recent) == KEPT
+
+
+def test_colours_left_to_the_device_are_those_of_the_loader(index: Labelled) -> None:
+    hyp = replace(ALL, mosaic=1.0)
+    now, later = make(index, hyp), make(index, hyp, defer_colour=True)
+    for keys in ([SampleKey(0, i) for i in range(8)], [SampleKey(3, i) for i in range(8)]):
+        done, left = collate([now[key] for key in keys]), collate([later[key] for key in keys])
+        assert (done.colour == torch.eye(3)).all() and (left.colour != torch.eye(3)).any()
+        assert (done.images.int() - left.images.int()).abs().max() > 8  # there was something to do
+        changed = left.recoloured()
+        assert (changed.images.int() - done.images.int()).abs().max() <= 1  # halves are rounded another way
+        assert (changed.images != done.images).float().mean() < 0.01
+        assert (changed.colour == torch.eye(3)).all() and torch.equal(changed.boxes, done.boxes)
+        assert torch.equal(changed.recoloured().images, changed.images)
+
+
+def test_without_augmentation_no_colour_is_left_to_do(index: Labelled) -> None:
+    sample = make(index, ALL, augment=False, defer_colour=True)[SampleKey(0, 0)]
+    assert torch.equal(sample.colour, torch.eye(3))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from utils.device import Precision, select_device
+from utils.device import Precision, compile_regions, prefetch, select_device
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -192,3 +196,91 @@ print(without, [faults() for _ in range(30)][-1])  # the first find no room that
     if without < 1000:
         pytest.skip("this C library keeps memory by itself")
     assert kept < without / 10
+
+
+@dataclass(frozen=True)
+class One:
+    """A batch of a single tensor."""
+
+    x: torch.Tensor
+
+    def to(self, device: torch.device) -> One:
+        return One(self.x.to(device))
+
+
+def test_prefetch_on_a_cpu_asks_for_a_batch_when_it_is_wanted() -> None:
+    asked: list[int] = []
+
+    def source() -> Iterator[One]:
+        for i in range(3):
+            asked.append(i)
+            yield One(torch.tensor(i))
+
+    for expected, batch in enumerate(prefetch(source(), CPU)):
+        assert int(batch.x) == expected and asked[-1] == expected
+
+
+class Watched(torch.Tensor):
+    """A tensor that notes which stream it is said to be used on, and where it is copied."""
+
+    log: list[str] = []
+
+    def record_stream(self, stream: SimpleNamespace) -> None:
+        self.log.append(f"used on {stream.name}")
+
+
+def test_prefetch_copies_on_a_stream_of_its_own_and_the_other_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of what is asked of CUDA, with streams that only take notes."""
+    log = Watched.log
+    log.clear()
+    side = SimpleNamespace(name="side")
+    current = SimpleNamespace(name="main", wait_stream=lambda stream: log.append(f"main waits for {stream.name}"))
+
+    @contextlib.contextmanager
+    def stream(which: SimpleNamespace) -> Iterator[None]:
+        log.append(f"enter {which.name}")
+        yield
+        log.append(f"leave {which.name}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(One, "to", lambda self, device: log.append("copy") or self)
+    for _ in prefetch([One(torch.zeros(2).as_subclass(Watched)) for _ in range(2)], torch.device("cuda", 0)):
+        log.append("compute")
+    one = ["enter side", "copy", "leave side", "main waits for side", "used on main", "compute"]
+    assert log == one * 2
+
+
+@pytest.mark.cuda
+def test_prefetch_on_a_gpu_hands_over_what_was_there() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    batches = [One(torch.full((1 << 20,), float(i)).pin_memory()) for i in range(8)]
+    sums = [(batch.x @ batch.x) for batch in prefetch(batches, device)]
+    assert [float(x) for x in sums] == [float(i * i * (1 << 20)) for i in range(8)]
+
+
+def test_compiled_modules_keep_names_copies_and_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    import copy
+
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.SiLU())
+    whole = torch.nn.Sequential(copy.deepcopy(plain), torch.nn.Linear(4, 2))
+    monkeypatch.setattr(torch, "compile", lambda function: function)  # no compiler is needed for what is tested here
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    names = list(whole.state_dict())
+    compile_regions([whole[0]], CPU)
+    assert compiled == [whole[0]] and list(whole.state_dict()) == names
+
+
+def test_a_machine_that_cant_compile_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(function: object) -> object:
+        def call(*_: object) -> None:
+            raise RuntimeError("No working C++ compiler found\nand much more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UserError, match=r"^--compile: torch can't compile here \(No working C\+\+ compiler found\)"):
+        compile_regions([], CPU)

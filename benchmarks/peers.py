@@ -1,0 +1,335 @@
+"""Lockstep beside Ultralytics, stage by stage, on BCCD: `python benchmarks/peers.py --peer-python PEER/bin/python`.
+
+Both sides are processes that stay up and take turns (A B B A …), after a warm-up, on the same cores. The table gives
+medians, spreads ((max − min) / median) and ratios, the log everything. See `README.md` for the other's environment.
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+from faster_coco_eval import COCO, COCOeval_faster
+
+from benchmarks.worker import Worker
+from data.config import load_data_config
+from data.index import build_index
+
+HERE = Path(__file__).resolve().parent
+STAGES = ("step", "share", "loader", "post", "loss", "start", "map")
+BUSY = 1.0  # load average, of others, above which a measurement waits
+
+
+class Row(NamedTuple):
+    """One line of the table. ours, theirs: in `unit`; ratio: ours is so many times better."""
+
+    what: str
+    ours: str
+    theirs: str
+    unit: str
+    ratio: float
+    target: str
+    met: bool
+
+
+class Bench:
+    """What all measurements share."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.rows, self.log = options, [], []
+        self.work = Path(options.work).resolve()
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.runs = 3 if options.quick else 7
+        os.environ |= {"LOCKSTEP_CACHE": str(self.work / "cache"), "YOLO_CONFIG_DIR": str(self.work / "peer")}
+        os.environ |= {"YOLO_OFFLINE": "true", "PYTHONPATH": str(ROOT)}
+        self.base = {"data": "bccd", "size": 320, "batch": 16, "runs": str(self.work / "runs")}
+        self.base |= {"yaml": str(self.work / "bccd.yaml"), "images": str(self.work / "bccd/images/train")}
+
+    def sides(self, stage: str, *variants: tuple[str, str, dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+        """Run named variants (name, stage, settings) in turns; a stage that begins with `peer:` is theirs."""
+        quiet()
+        workers = {}
+        for name, kind, settings in variants:
+            theirs = kind.startswith("peer:")
+            python = self.options.peer_python if theirs else sys.executable
+            script = HERE / ("stages_theirs.py" if theirs else "stages_ours.py")
+            log = self.work / f"{stage}-{name.replace(' ', '-')}.log"
+            workers[name] = Worker(python, script, kind.removeprefix("peer:"), self.base | settings, log)
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
+        order = list(workers)
+        for turn in range(self.runs):
+            for name in order if turn % 2 == 0 else reversed(order):
+                found[name].append(workers[name].go())
+        for name, worker in workers.items():
+            worker.close()
+            self.note(stage, name, worker.facts, found[name])
+        return found
+
+    def note(self, stage: str, name: str, facts: dict[str, Any], results: list[dict[str, float]]) -> None:
+        self.log.append({"stage": stage, "name": name, "facts": facts, "load": os.getloadavg()[0], "runs": results})
+        print(f"  {stage}: {name}: {facts} {[round(r['seconds'], 3) for r in results]}", flush=True)
+
+    def rates(self, what: str, found: dict[str, list], ours: str, theirs: str, target: float) -> None:
+        """Add a row that compares images/s."""
+        one, other = ([r["images"] / r["seconds"] for r in found[name]] for name in (ours, theirs))
+        self.add(what, shown(one), shown(other), "images/s", median(one) / median(other), target)
+
+    def add(self, what: str, ours: str, theirs: str, unit: str, ratio: float, target: float) -> None:
+        row = Row(what, ours, theirs, unit, ratio, f"≥ {target:g}", ratio >= target)
+        self.rows.append(row)
+        print(f"{what}: {ours} against {theirs} {unit}: {ratio:.2f} ({row.target})", flush=True)
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def shown(values: list[float]) -> str:
+    middle = median(values)
+    return f"{middle:.3g} ± {100 * (max(values) - min(values)) / middle / 2:.0f} %"
+
+
+def quiet() -> None:
+    """Wait until nobody else computes: a busy neighbour is up to ten times as slow, not a bit."""
+    for _ in range(60):
+        with open("/proc/stat") as file:
+            before = [int(x) for x in file.readline().split()[1:]]
+        time.sleep(1)
+        with open("/proc/stat") as file:
+            after = [int(x) for x in file.readline().split()[1:]]
+        spent = [b - a for a, b in zip(before, after, strict=True)]
+        if sum(spent) - spent[3] - spent[4] < 0.15 * sum(spent):
+            return
+    print("warning: the machine is busy; these figures are worth little", flush=True)
+
+
+def write_yolo(folder: Path) -> None:
+    """BCCD as YOLO files, for the peer."""
+    if (folder / "done").exists():
+        return
+    config = load_data_config("bccd")
+    for split in ("train", "val"):
+        index, _ = build_index(config, split)
+        images, labels = folder / "images" / split, folder / "labels" / split
+        for path in (images, labels):
+            path.mkdir(parents=True, exist_ok=True)
+        for i in range(len(index)):
+            source = Path(index.path(i))
+            shutil.copy(source, images / source.name)
+            (w, h), (classes, boxes) = index.sizes[i], index.labels(i)
+            rows = [
+                f"{c} {(x1 + x2) / 2 / w:.6f} {(y1 + y2) / 2 / h:.6f} {(x2 - x1) / w:.6f} {(y2 - y1) / h:.6f}\n"
+                for c, (x1, y1, x2, y2) in zip(classes, boxes, strict=True)
+            ]
+            (labels / f"{source.stem}.txt").write_text("".join(rows))
+    names = "{0: RBC, 1: WBC, 2: Platelets}"
+    folder.with_suffix(".yaml").write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnames: {names}\n")
+    (folder / "done").touch()
+
+
+# ------------------------------------------------------------------------------------------------ stages
+
+
+def measure_step(bench: Bench) -> None:
+    """Forward, loss, backward, clipping, optimizer and EMA on a resident batch, at equal GFLOPs."""
+    steps = {"steps": 4}
+    probe = Worker(sys.executable, HERE / "stages_ours.py", "step", bench.base | steps, bench.work / "probe.log")
+    flops = probe.facts["GFLOPs"]
+    probe.close()
+    best = {**steps, "threads": 2, "channels_last": True}
+    found = bench.sides(
+        "step",
+        ("ours", "step", steps),
+        ("peer default", "peer:step", {**steps, "threads": 1, "channels_last": False, "GFLOPs": flops}),
+        ("peer best", "peer:step", {**best, "GFLOPs": flops}),
+    )
+    bench.rates(
+        f"training step at {flops:.2f} GFLOPs, peer at its default (1 thread)", found, "ours", "peer default", 1.3
+    )
+    bench.rates(f"training step at {flops:.2f} GFLOPs, peer at its best legal setting", found, "ours", "peer best", 1.3)
+    found = bench.sides("net", ("our loop", "peer:their_net_in_our_loop", steps), ("their loop", "peer:step", {**best}))
+    bench.rates("YOLOv8n in our loop and in its own", found, "our loop", "their loop", 1.1)
+
+
+def measure_share(bench: Bench) -> None:
+    """The loop with its loader beside forward and backward alone."""
+    steps = {"steps": 6}
+    found = bench.sides(
+        "share",
+        ("loop", "step", {**steps, "resident": False}),
+        ("bare", "bare", steps),
+    )
+    bench.rates("our whole loop beside bare forward and backward", found, "loop", "bare", 0.8)
+
+
+def measure_loader(bench: Bench) -> None:
+    for size in (320, 640):
+        for cache in ("cold", "ram", "disk"):
+            settings = {"size": size, "cache": cache}
+            found = bench.sides(
+                f"loader-{size}-{cache}", ("ours", "loader", settings), ("peer", "peer:loader", settings)
+            )
+            bench.rates(f"loader, {size} px, {cache}, one process", found, "ours", "peer", 3)
+
+
+def measure_post(bench: Bench) -> None:
+    """Detections from the raw predictions of an untrained net, of one after 2 epochs and after 8, on the test set."""
+    raw = bench.work / "raw.pt"
+    if not raw.exists():
+        command = [sys.executable, "train.py", "--data", "bccd", "--img", "320", "--epochs", "8", "--noplots"]
+        command += ["--save-period", "2", "--project", str(bench.work / "runs"), "--name", "regimes", "--exist-ok"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, HERE / "raw.py", bench.work / "runs/regimes/weights", raw], check=True)
+    for regime in ("untrained", "mid", "trained"):
+        settings = {"raw": str(raw), "regime": regime, "threads": 2}
+        found = bench.sides(
+            f"post-{regime}",
+            ("ours", "post", {**settings, "nms": True}),
+            ("NMS-free", "post", {**settings, "nms": False}),
+            ("peer", "peer:post", settings),
+        )
+        bench.rates(f"NMS at 0.001, {regime}", found, "ours", "peer", 5)
+        bench.rates(f"NMS-free beside their NMS, {regime}", found, "NMS-free", "peer", 5)
+
+
+def measure_loss(bench: Bench) -> None:
+    for nc in (3, 80):
+        for boxes in (5, 30, 200):
+            settings = {"size": 640, "nc": nc, "boxes": boxes, "threads": 2}
+            found = bench.sides(
+                f"loss-{nc}-{boxes}",
+                ("ours", "loss", settings),
+                ("v8", "peer:loss", {**settings, "net": "yolov8n"}),
+                ("v26", "peer:loss", {**settings, "net": "yolo26n"}),
+            )
+            bench.rates(f"loss, nc {nc}, {boxes} boxes: ours (two branches), YOLOv8's (one)", found, "ours", "v8", 2)
+            bench.rates(f"loss, nc {nc}, {boxes} boxes: ours, YOLO26's (two, no DFL)", found, "ours", "v26", 2)
+
+
+def measure_start(bench: Bench) -> None:
+    """From the command to the end of the first step, everything cached by a start before."""
+    took: dict[str, list[float]] = {"ours": [], "peer": []}
+    for turn in range(4):
+        for name in ("ours", "peer") if turn % 2 else ("peer", "ours"):
+            quiet()
+            python, script = (
+                (sys.executable, "stages_ours.py")
+                if name == "ours"
+                else (bench.options.peer_python, "stages_theirs.py")
+            )
+            begin = time.perf_counter()
+            settings = bench.base | {"threads": 2}
+            worker = Worker(python, HERE / script, "first_step", settings, bench.work / f"start-{name}.log")
+            took[name].append(time.perf_counter() - begin)
+            worker.close()
+    for name, values in took.items():
+        bench.note("start", name, {}, [{"seconds": value} for value in values])
+    one, other = took["ours"][1:], took["peer"][1:]  # the first fills the caches
+    bench.add("second start, to the first step", shown(one), shown(other), "s", median(other) / median(one), 1 / 0.6)
+
+
+def measure_map(bench: Bench) -> None:
+    """mAP of the test set after equal seconds of training, all scored by one evaluator."""
+    options, work = bench.options, bench.work
+    rate = json.loads((work / "epoch.json").read_text()) if (work / "epoch.json").exists() else 8.5
+    for seed in range(options.seeds):
+        ours = train_ours(bench, max(int(options.budget / rate), 2), seed)
+        quiet()
+        found = work / "peer-detections.json"
+        settings = {"net": options.peer_net, "seed": seed, "threads": 2, "detections": str(found), "epochs": 40}
+        if options.budget < 1500:
+            settings["hours"] = options.budget / 3600
+        log = work / "map-peer.log"
+        worker = Worker(options.peer_python, HERE / "stages_theirs.py", "train_for", bench.base | settings, log)
+        theirs = worker.go()
+        worker.close()
+        bench.note("map", f"{options.peer_net} seed {seed}", {}, [theirs])
+        truth = work / "runs/ours-val/truth.json"
+        one, other = score(truth, work / "runs/ours-val/predictions.json"), score(truth, found)
+        text = f"mAP50-95 after {ours:.0f} s and {theirs['seconds']:.0f} s ({options.peer_net}, seed {seed})"
+        bench.add(text, f"{one:.4f}", f"{other:.4f}", "", one / max(other, 1e-9), 1)
+
+
+def train_ours(bench: Bench, epochs: int, seed: int) -> float:
+    """Train, validate once more into `ours-val`, and return the seconds of the training, from start to end."""
+    quiet()
+    begin, runs = time.perf_counter(), bench.work / "runs"
+    shared = ["--data", "bccd", "--project", str(runs), "--exist-ok", "--noplots"]
+    command = [sys.executable, "train.py", *shared, "--img", "320", "--batch", "16", "--epochs", str(epochs)]
+    command += ["--seed", str(seed), "--name", "ours"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=(bench.work / "map-ours.log").open("w"))
+    seconds = time.perf_counter() - begin
+    (bench.work / "epoch.json").write_text(json.dumps(seconds / epochs))
+    weights = runs / "ours/weights/best.pt"
+    command = [sys.executable, "val.py", *shared, "--weights", str(weights), "--name", "ours-val", "--save-json"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    bench.note("map", f"ours seed {seed}", {"epochs": epochs}, [{"seconds": seconds}])
+    return seconds
+
+
+def score(truth: Path, detections: Path) -> float:
+    """mAP50-95 of COCO detections; images may go by their file's stem, classes from 1."""
+    known, rows = COCO(json.loads(truth.read_text())), json.loads(detections.read_text())
+    ids = {Path(image["file_name"]).stem: image["id"] for image in known.dataset["images"]}
+    if rows and rows[0]["image_id"] in ids:
+        first = min(known.getCatIds())
+        rows = [{**r, "image_id": ids[r["image_id"]], "category_id": r["category_id"] - 1 + first} for r in rows]
+    scored = COCOeval_faster(known, known.loadRes(rows), "bbox")
+    scored.evaluate()
+    scored.accumulate()
+    scored.summarize()
+    return float(scored.stats[0])
+
+
+MEASURE = {"step": measure_step, "share": measure_share, "loader": measure_loader, "post": measure_post}
+MEASURE |= {"loss": measure_loss, "start": measure_start, "map": measure_map}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer-python", required=True, help="the Python of an environment that has Ultralytics")
+    parser.add_argument("--quick", action="store_true", help="3 turns instead of 7, and a budget of 150 s")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--budget", type=float, help="seconds of each training (default 600; 150 with --quick)")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--peer-net", default="yolo11n", help="whose mAP is compared: yolov8n, yolo11n, yolo26n")
+    parser.add_argument("--work", default="benchmarks/work", help="where data, caches and logs go")
+    options = parser.parse_args()
+    options.budget = options.budget or (150 if options.quick else 600)
+    bench = Bench(options)
+    write_yolo(bench.work / "bccd")
+    peer = subprocess.run(
+        [options.peer_python, "-c", "import torch, ultralytics as u; print(torch.__version__, u.__version__)"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    head = f"torch {torch.__version__}, peer: Ultralytics {peer[-1]} on torch {peer[-2]}; {platform.processor()} "
+    head += f"{os.cpu_count()} cores; {bench.runs} turns; {time.strftime('%Y-%m-%d')}"
+    print(head, flush=True)
+    for stage in options.stages:
+        MEASURE[stage](bench)
+    lines = ["| what | ours | peer | | ratio | target | |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for row in bench.rows:
+        cells = (row.what, row.ours, row.theirs, row.unit, f"{row.ratio:.2f}", row.target, "" if row.met else "missed")
+        lines.append(f"| {' | '.join(cells)} |")
+    text = "\n".join([head, "", *lines])
+    print("\n" + text)
+    (bench.work / "peers.md").write_text(text + "\n")
+    (bench.work / "peers.json").write_text(json.dumps(bench.log, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""What `peers.py` measures of Lockstep, a stage each: `(settings) -> (run, facts)`, see `worker.py`."""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import train
+from benchmarks.worker import Run, serve
+from data.config import load_data_config
+from data.dataset import DetectionDataset, SampleKey, epoch_order
+from data.index import build_index
+from models.decode import detect
+from models.head import Predictions, anchor_points
+from models.loss import DetectionLoss
+from utils.device import Precision, keep_freed_memory, select_device
+from utils.hyp import Hyp
+from utils.resume import start_anew
+
+Facts = dict[str, Any]
+
+
+def build(settings: Facts) -> train.Training:
+    """The training that `train.py` would do, ready for its first step."""
+    device = select_device(settings.get("device", "cpu"))
+    if device.type == "cpu":
+        torch.set_num_threads(settings.get("threads", 2))
+        keep_freed_memory()
+    argv = ["--data", settings["data"], "--img", str(settings["size"]), "--batch", str(settings["batch"])]
+    argv += ["--cfg", settings.get("cfg", "yolo-n"), "--workers", str(settings.get("workers", 0))]
+    options = train.parse_opt([*argv, "--device", str(device), *["--compile"] * settings.get("compile", False)])
+    origin = start_anew(options)
+    data = train.build_data(options, origin, device)
+    training, _ = train.build_training(options, origin, data, Precision(device, options.amp))
+    training.model.train()
+    training.guard.begin()
+    return training
+
+
+def gflops(model: torch.nn.Module, size: int) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, 3, size, size))
+    model.train()
+    return counter.get_total_flops() / 1e9
+
+
+def stepper(training: train.Training, steps: int, resident: bool) -> Run:
+    """Run training steps: with one batch that lies ready, or with what the loader gives."""
+    batches = train.begin_steps(training)
+    kept = next(batches)
+
+    def run() -> dict[str, float]:
+        start, images = time.perf_counter(), 0
+        for _ in range(steps):
+            number, batch = kept if resident else next(batches)
+            train.backward(training, batch, number)
+            training.lr.apply(training.state.step)
+            train.update(training)
+            images += len(batch)
+        return {"images": images, "seconds": time.perf_counter() - start}
+
+    run()
+    return run
+
+
+def step(settings: Facts) -> tuple[Run, Facts]:
+    training = build(settings)
+    run = stepper(training, settings["steps"], settings.get("resident", True))
+    return run, {"GFLOPs": gflops(training.model, settings["size"])}
+
+
+def bare(settings: Facts) -> tuple[Run, Facts]:
+    """Forward and backward of the same net on one batch, and nothing else."""
+    training = build(settings)
+    _, batch = next(train.begin_steps(training))
+
+    def run() -> dict[str, float]:
+        for _ in range(settings["steps"]):
+            distances, logits, one_to_one, *_ = training.model(batch.images)
+            (distances.sum() + logits.sum() + one_to_one.sum()).backward()
+            training.optimizer.zero_grad(set_to_none=True)
+        return {"images": settings["steps"] * len(batch)}
+
+    run()
+    return run, {}
+
+
+def loader(settings: Facts) -> tuple[Run, Facts]:
+    """Mosaic samples of one process, an epoch a run."""
+    torch.set_num_threads(1)
+    index, _ = build_index(load_data_config(settings["data"]), "train")
+    cache = None if settings["cache"] == "cold" else settings["cache"]
+    hyp, epoch = Hyp(), iter(range(10**6))
+    dataset = DetectionDataset(index, settings["size"], hyp, seed=0, epochs=10**6, augment=True, cache=cache)
+
+    def run() -> dict[str, float]:
+        now = next(epoch)
+        for i in epoch_order(0, now, len(index))[0]:
+            dataset[SampleKey(now, int(i))]
+        return {"images": len(index)}
+
+    run()
+    return run, {}
+
+
+def post(settings: Facts) -> tuple[Run, Facts]:
+    """Raw predictions to detections: NMS on the one-to-many branch, or the NMS-free branch."""
+    torch.set_num_threads(2)
+    raw = [Predictions(*parts) for parts in torch.load(settings["raw"], weights_only=True)[settings["regime"]]]
+
+    @torch.inference_mode()
+    def run() -> dict[str, float]:
+        found = [one for p in raw for one in detect(p, nms=settings["nms"], conf=0.001, iou=0.7, max_det=300)]
+        return {"images": len(found), "detections": sum(len(one.boxes) for one in found)}
+
+    run()
+    return run, {}
+
+
+def loss(settings: Facts) -> tuple[Run, Facts]:
+    """Loss, assignment and gradients for raw predictions, both branches."""
+    torch.set_num_threads(2)
+    keep_freed_memory()
+    size, nc, boxes, classes, raw = loss_case(settings)
+    maps = [torch.zeros(1, 1, size // s, size // s) for s in (8, 16, 32)]
+    points, strides = anchor_points(maps, (8, 16, 32))
+    shapes = tuple(tuple(x.shape[2:]) for x in maps)
+    leaves = [raw(64), raw(nc, -4), raw(nc, -4)]
+    criterion = DetectionLoss(Hyp(), nc)
+
+    def run() -> dict[str, float]:
+        for leaf in leaves:
+            leaf.grad = None
+        predictions = Predictions(*(leaf.transpose(1, 2) for leaf in leaves), points, strides, shapes)
+        criterion(predictions, boxes * size, classes).total.backward()
+        return {"images": len(boxes)}
+
+    run()
+    return run, {}
+
+
+def loss_case(settings: Facts) -> tuple:
+    """Boxes `[B, M, 4]` in shares of the image, classes, and a maker of raw maps `[B, C, A]`: the same for both."""
+    size, nc, count, batch = settings["size"], settings["nc"], settings["boxes"], settings["batch"]
+    draw = torch.Generator().manual_seed(0)
+    centre, side = torch.rand(batch, count, 2, generator=draw) * 0.8 + 0.1, torch.rand(batch, count, 2, generator=draw)
+    side = side * 0.15 + 0.02
+    boxes = torch.cat([centre - side / 2, centre + side / 2], -1)
+    points = sum((size // s) ** 2 for s in (8, 16, 32))
+
+    def raw(channels: int, shift: float = 0.0) -> torch.Tensor:
+        return (torch.randn(batch, channels, points, generator=draw) + shift).requires_grad_()
+
+    return size, nc, boxes, torch.randint(0, nc, (batch, count), generator=draw), raw
+
+
+def first_step(settings: Facts) -> tuple[Run, Facts]:
+    """Ready once the first training step is done, from a cold start of Python."""
+    stepper(build(settings), 1, resident=False)
+    return dict, {}
+
+
+STAGES = {"step": step, "bare": bare, "loader": loader, "post": post, "loss": loss, "first_step": first_step}
+
+if __name__ == "__main__":
+    serve(STAGES)

@@ -1,0 +1,237 @@
+"""What `peers.py` measures of Ultralytics, a stage each, in an environment of its own (`pip install ultralytics`).
+
+Their package is under the AGPL: it is measured here, and imported by nothing else of this project.
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from ultralytics.cfg import get_cfg
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+from ultralytics.utils.nms import non_max_suppression
+
+from benchmarks.worker import Run, serve
+
+Facts = dict[str, Any]
+
+
+def gflops(model: torch.nn.Module, size: int) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, 3, size, size))
+    model.train()
+    return counter.get_total_flops() / 1e9
+
+
+def network(settings: Facts) -> DetectionModel:
+    """YOLOv8n, its width changed until its GFLOPs are nearest to `GFLOPs` where that is given."""
+    name, wanted = settings.get("net", "yolov8n"), settings.get("GFLOPs")
+    plain = yaml_model_load(f"{name}.yaml")
+    shapes = [(0.25, 1024)]
+    if wanted is not None:  # channels come in eights: width and the cap on channels are changed together
+        shapes = [(0.24 + 0.01 * i, most) for i in range(6) for most in (512, 640, 768, 896, 1024)]
+
+    def build(width: float, most: int) -> DetectionModel:
+        made = copy.deepcopy(plain)
+        made["scales"], made["scale"] = {"n": [made["scales"]["n"][0], width, most]}, "n"
+        return DetectionModel(made, nc=3, verbose=False)
+
+    models = [build(*shape) for shape in shapes]
+    return min(models, key=lambda m: 0 if wanted is None else abs(gflops(m, settings["size"]) - wanted))
+
+
+def trainer(settings: Facts) -> DetectionTrainer:
+    """Their trainer, set up as its own `train()` does before the first epoch."""
+    changes = {"model": "yolov8n.yaml", "data": settings["yaml"], "imgsz": settings["size"], "epochs": 40}
+    changes |= {"batch": settings["batch"], "workers": 0, "device": "cpu", "plots": False, "exist_ok": True}
+    made = DetectionTrainer(overrides={**changes, "project": settings["runs"], "name": "peer", "val": False})
+    made._setup_train()
+    torch.set_num_threads(settings["threads"])  # by itself it takes all cores but one
+    return made
+
+
+def step(settings: Facts) -> tuple[Run, Facts]:
+    """Their training step: their preprocessing, loss, clipping, optimizer step and EMA, on a batch that lies ready."""
+    made = trainer(settings)
+    model = network(settings)
+    model.args, model.nc, model.names = made.args, 3, made.model.names
+    if settings["channels_last"]:
+        model = model.to(memory_format=torch.channels_last)
+    made.model = model.train()
+    made.optimizer = made.build_optimizer(model, name="AdamW", lr=0.002, momentum=0.9, decay=5e-4)
+    made.ema = type(made.ema)(model)
+    kept = next(iter(made.train_loader))
+
+    def run() -> dict[str, float]:
+        for _ in range(settings["steps"]):
+            batch = made.preprocess_batch(dict(kept))
+            if settings["channels_last"]:
+                batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
+            loss, _ = made.model(batch)
+            loss.sum().backward()
+            made.optimizer_step()
+        return {"images": settings["steps"] * len(kept["img"])}
+
+    run()
+    return run, {"GFLOPs": gflops(model, settings["size"]), "threads": torch.get_num_threads()}
+
+
+class Adapted(torch.nn.Module):
+    """Their network behind our interface: its raw maps as our `Predictions`."""
+
+    def __init__(self, net: DetectionModel, config: Any, predictions: type, points: Any) -> None:
+        super().__init__()
+        self.net, self.config, self._predictions, self._points = net, config, predictions, points
+
+    def forward(self, images: torch.Tensor) -> Any:
+        raw = self.net(images.float() / 255)
+        shapes = tuple(tuple(x.shape[2:]) for x in raw["feats"])
+        points, strides = self._points(raw["feats"], (8, 16, 32))
+        boxes, scores = raw["boxes"].transpose(1, 2), raw["scores"].transpose(1, 2)
+        return self._predictions(boxes, scores, scores, points, strides, shapes)
+
+
+def their_net_in_our_loop(settings: Facts) -> tuple[Run, Facts]:
+    """The same network in Lockstep's loop, with Lockstep's loss of both branches."""
+    import stages_ours
+
+    import train
+    from models.head import Predictions, anchor_points
+    from models.yolo import ModelConfig
+
+    net = network(settings)
+    train.build_model = lambda *_: (Adapted(net, ModelConfig("n", 3), Predictions, anchor_points), "measured")
+    return stages_ours.stepper(stages_ours.build(settings), settings["steps"], resident=True), {}
+
+
+def loader(settings: Facts) -> tuple[Run, Facts]:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)  # as their own workers do
+    cache = False if settings["cache"] == "cold" else settings["cache"]
+    data = {"names": {0: "RBC", 1: "WBC", 2: "Platelets"}, "channels": 3}
+    dataset = YOLODataset(
+        img_path=settings["images"], imgsz=settings["size"], augment=True, hyp=get_cfg(), data=data, cache=cache,
+        batch_size=16, stride=32, rect=False,
+    )  # fmt: skip
+
+    def run() -> dict[str, float]:
+        for i in torch.randperm(len(dataset)).tolist():
+            dataset[i]
+        return {"images": len(dataset)}
+
+    run()
+    return run, {}
+
+
+def post(settings: Facts) -> tuple[Run, Facts]:
+    """Their NMS, as their validation calls it, on the same raw predictions, already decoded (a gift to them)."""
+    from models.head import Predictions, decode_boxes
+
+    torch.set_num_threads(settings["threads"])
+    ready = []
+    for parts in torch.load(settings["raw"], weights_only=True)[settings["regime"]]:
+        p = Predictions(*parts)
+        boxes = decode_boxes(p)
+        centred = torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], -1)
+        ready.append(torch.cat([centred, p.logits.sigmoid()], -1).transpose(1, 2).contiguous())
+
+    @torch.inference_mode()
+    def run() -> dict[str, float]:
+        limits = {"conf_thres": 0.001, "iou_thres": 0.7, "max_det": 300, "multi_label": True, "max_time_img": 1e3}
+        found = [one for raw in ready for one in non_max_suppression(raw, **limits)]
+        return {"images": len(found), "detections": sum(map(len, found))}
+
+    run()
+    return run, {}
+
+
+def loss(settings: Facts) -> tuple[Run, Facts]:
+    """Their loss: of one branch (YOLOv8n), or of two (YOLO26n, without distributions)."""
+    from stages_ours import loss_case
+
+    torch.set_num_threads(settings["threads"])
+    size, nc, boxes, classes, raw = loss_case(settings)
+    model = DetectionModel(f"{settings['net']}.yaml", nc=nc, verbose=False)
+    model.args = get_cfg()
+    criterion, two = model.train().init_criterion(), settings["net"] == "yolo26n"
+    distances, scores, others = raw(4 if two else 64), raw(nc, -4), raw(nc, -4)
+    feats = [torch.zeros(len(boxes), 1, size // s, size // s) for s in (8, 16, 32)]
+    centred = torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], -1)
+    image = torch.arange(len(boxes)).repeat_interleave(boxes.shape[1]).float()
+    batch = {"batch_idx": image, "cls": classes.reshape(-1, 1).float(), "bboxes": centred.reshape(-1, 4)}
+
+    def branch(own: torch.Tensor) -> dict[str, Any]:
+        return {"boxes": distances, "scores": own, "feats": feats}
+
+    def run() -> dict[str, float]:
+        for leaf in (distances, scores, others):
+            leaf.grad = None
+        predictions = {"one2many": branch(scores), "one2one": branch(others)} if two else branch(scores)
+        criterion(predictions, batch)[0].sum().backward()
+        return {"images": len(boxes)}
+
+    run()
+    return run, {}
+
+
+def first_step(settings: Facts) -> tuple[Run, Facts]:
+    made = trainer(settings)
+    batch = made.preprocess_batch(next(iter(made.train_loader)))
+    loss, _ = made.model.train()(batch)
+    loss.sum().backward()
+    made.optimizer_step()
+    return dict, {}
+
+
+def train_for(settings: Facts) -> tuple[Run, Facts]:
+    """A whole training of theirs, by number of epochs or by hours, then its best weights' detections on the test set,
+    as its own validation writes them.
+
+    Returns seconds of training, validation included.
+    """
+    import json
+
+    from ultralytics import YOLO
+
+    torch.set_num_threads(settings["threads"])
+    made: dict[str, Any] = {}
+
+    def run() -> dict[str, float]:
+        model, start = YOLO(f"{settings['net']}.yaml"), time.perf_counter()
+        model.add_callback("on_pretrain_routine_end", lambda _: torch.set_num_threads(settings["threads"]))
+        model.add_callback("on_train_epoch_end", lambda t: made.update(epochs=t.epoch + 1))
+        model.train(
+            data=settings["yaml"], imgsz=settings["size"], batch=settings["batch"], device="cpu", workers=0,
+            epochs=settings["epochs"], time=settings.get("hours"), seed=settings["seed"], plots=False,
+            project=settings["runs"], name="timed", exist_ok=True, verbose=False, pretrained=False,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        best = YOLO(Path(settings["runs"]) / "timed" / "weights" / "best.pt")
+        scored = best.val(
+            data=settings["yaml"], imgsz=settings["size"], conf=0.001, iou=0.7, max_det=300, save_json=True, workers=0,
+            device="cpu", plots=False, verbose=False, project=settings["runs"], name="timed-val", exist_ok=True,
+        )  # fmt: skip
+        rows = json.loads((Path(scored.save_dir) / "predictions.json").read_text())
+        Path(settings["detections"]).write_text(json.dumps(rows))
+        return {"seconds": seconds, "epochs": made.get("epochs", 0)}
+
+    return run, {}
+
+
+STAGES = {"step": step, "their_net_in_our_loop": their_net_in_our_loop, "loader": loader, "post": post, "loss": loss}
+STAGES |= {"first_step": first_step, "train_for": train_for}
+
+if __name__ == "__main__":
+    serve(STAGES)

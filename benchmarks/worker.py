@@ -1,0 +1,67 @@
+"""A process that is ready to run one thing again and again, and one that tells it when: so two can take turns.
+
+The worker prints one JSON line when it is ready (facts about itself), and one for each `go` it reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Run = Callable[[], dict[str, float]]
+Stage = Callable[[dict[str, Any]], tuple[Run, dict[str, Any]]]
+
+
+def serve(stages: dict[str, Stage]) -> None:
+    """In the worker: argv is the stage's name and its settings as JSON. A stage returns (run, facts)."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    run, facts = stages[sys.argv[1]](json.loads(sys.argv[2]))
+    print(json.dumps(facts), file=out, flush=True)
+    for line in sys.stdin:
+        if line.strip() != "go":
+            break
+        start = time.perf_counter()
+        result = run()
+        result.setdefault("seconds", time.perf_counter() - start)
+        print(json.dumps(result), file=out, flush=True)
+
+
+class Worker:
+    """In the driver: one such process."""
+
+    def __init__(self, python: str, script: Path, stage: str, settings: dict[str, Any], log: Path) -> None:
+        self.log = log
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [python, str(script), stage, json.dumps(settings)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        self.facts = self._answer()
+
+    def go(self) -> dict[str, float]:
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(self.process.args)} ended; its last words:\n{self.log.read_text()[-2000:]}")
+        return json.loads(line)
