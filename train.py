@@ -319,7 +319,8 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
     )
     val_loader = Loader(val_set, options.batch_size, workers=workers, seed=options.seed, shuffle=False)
     chosen = "" if options.imgsz else " (longest side of the training images, at most 640)"
-    say(f"data         {config.file}: {config.nc} classes, {len(train)} training and {len(val)} validation images")
+    classes = f"{config.nc} class{'es' * (config.nc != 1)}"
+    say(f"data         {config.file}: {classes}, {len(train)} training and {len(val)} validation images")
     say(f"image size   {imgsz}{chosen}; image cache {cache or 'off'}; {workers} loader workers")
     return Data(config, splits, imgsz, train, val, loader, val_loader)
 

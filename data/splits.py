@@ -166,7 +166,8 @@ def _names_short(config: DataConfig, found: Found, indices: Mapping[str, Index])
     rows = ", ".join(f"{label} ({count:,} row{'s' * (count != 1)})" for label, count in sorted(beyond.items())[:10])
     more = f" and {len(beyond) - 10} more" if len(beyond) > 10 else ""
     names = len(config.label_names)
-    text = f"names: has {names} classes (0 to {names - 1}), the labels also use {rows}{more}: add their names"
+    has = f"{names} classes (0 to {names - 1})" if names > 1 else "1 class (0)"
+    text = f"names: has {has}, the labels also use {rows}{more}: add their names"
     first = f" (the first: {rows_beyond[0].file}:{rows_beyond[0].where})"
     from_one = max(beyond) == names and not any((index.classes == 0).any() for index in indices.values())
     hint = "; no row is of class 0: do the labels count from 1?" if from_one and not config.single_cls else ""

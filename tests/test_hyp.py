@@ -386,3 +386,12 @@ def test_a_flag_with_a_value_that_is_none(tmp_path: Path) -> None:
 def test_what_divides_by_the_nominal_batch_needs_one(tmp_path: Path) -> None:
     assert "lr_batch_rule: sqrt divides by nominal_batch" in refusal(tmp_path, "lr_batch_rule: sqrt\n")
     assert read(tmp_path, "lr_batch_rule: sqrt\nnominal_batch: 64\n").lr_batch_rule == "sqrt"
+
+
+def test_what_an_override_holds_stays_on_its_line() -> None:
+    with pytest.raises(UserError) as caught:
+        load_hyp("default", ["optimizer=\n", "a\x1bb\n=1"])
+    assert str(caught.value).splitlines()[1:] == [
+        "  --set optimizer=\\n: has no value; allowed: SGD, Adam, AdamW",
+        "  --set a\\x1bb\\n=1: a\\x1bb: unknown key; train.py --help-hyp lists the keys",
+    ]

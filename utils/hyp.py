@@ -372,7 +372,7 @@ def _read_overrides(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
         else:
             values[name], fault = _from_text(name, value)
             faults += [f"--set {text}: {fault}"] if fault else []
-    return values, faults
+    return values, [printable(fault) for fault in faults]
 
 
 def _unknown(name: str) -> str:
