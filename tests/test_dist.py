@@ -24,7 +24,7 @@ VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 # What each of two processes does: it prints what it got.
 PROCESS = """
-import json, sys
+import json, os, sys
 import torch
 from torch import nn
 from utils import dist
@@ -49,7 +49,8 @@ dist.barrier()
 dist.stop()
 dist.stop()
 out["left"] = not torch.distributed.is_initialized()
-print(json.dumps(out))
+print(json.dumps(out), flush=True)
+os._exit(0)  # on a busy machine torch's own threads may abort a process on its way out, long after what is tested
 """
 
 
