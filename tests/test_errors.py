@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from utils.errors import (
@@ -33,6 +38,28 @@ def test_a_fault_of_the_user_is_one_line_and_an_exit_code(
 def test_a_run_that_ends_well_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     run_cli(lambda: None)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("error", "code"), [("UserError('bad')", 2), ("Stopped('stopped')", 75)])
+def test_the_exit_code_stands_where_nobody_reads(error: str, code: int) -> None:
+    program = f"""
+import sys
+from utils.errors import Stopped, UserError, run_cli
+def main():
+    print("never read")
+    sys.stdin.read()
+    raise {error}
+run_cli(main)
+"""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[1], env=buffered, **pipes)
+    process.stdout.close()
+    process.stdin.close()
+    words = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait() == code
+    assert words == ("error: bad\n" if code == 2 else "stopped\n")
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 MAX_PATH, MAX_FILE_NAME = 4095, 255  # bytes, as Linux has it; other systems allow less
 LINE = 2000  # characters of a line of a message at most
@@ -85,8 +87,18 @@ def run_cli(main: Callable[[], None]) -> None:
         main()
     except UserError as error:  # its lines are ours, what stands in them may be anybody's
         lines = [printable(line[:LINE]) + "…" * (len(line) > LINE) for line in str(error).split("\n")]
-        print("error: " + "\n".join(lines), file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end("error: " + "\n".join(lines), error.exit_code)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(EXIT_STOPPED)
+        _end(str(stopped), EXIT_STOPPED)
+
+
+def _end(words: str, code: int) -> NoReturn:
+    """Say it and exit with the code, also where nobody reads any more: Python would make it 120."""
+    for stream, text in ((sys.stdout, ""), (sys.stderr, words + "\n")):
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+    sys.exit(code)

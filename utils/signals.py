@@ -46,6 +46,8 @@ def check() -> None:
     """Raise `Stopped` if a signal asked for it."""
     if _Stop.signal:
         _Stop.at_once = False
+        if _Stop.signal == "SIGHUP":
+            _leave_terminal()  # when the signal came, the terminal may still have looked alive
         raise Stopped(f"stopped by {_Stop.signal}")
 
 
