@@ -333,7 +333,8 @@ def on_terminal(argv: list[str], until: bytes) -> tuple[int, int]:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script's background job has it ignored, and so would train.py
+        for number in (signal.SIGINT, signal.SIGHUP):  # ignored in a script's background jobs
+            signal.signal(number, signal.SIG_DFL)
         os.execv(sys.executable, [sys.executable, "train.py", *argv])
     seen = b""
     while until not in seen:
