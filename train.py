@@ -9,7 +9,6 @@ if __name__ == "__main__":
 
 # isort: split
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -26,11 +25,12 @@ from data.config import DataConfig, load_data_config
 from data.dataset import DetectionDataset
 from data.index import Index
 from data.loader import Batch, Loader, multi_scale_size, resize_batch
+from data.processes import cores
 from data.splits import Splits, read_splits
 from models.build import build_model, check_request, rebuild_model
 from models.loss import DetectionLoss, LossTerms
 from models.transfer import freeze, hold
-from models.yolo import MAX_STRIDE, count_parameters
+from models.yolo import MAX_STRIDE, YOLO, count_parameters
 from utils import dist
 from utils.checkpoint import TrainState, load_state, save_model, save_state
 from utils.device import Precision, compile_regions, keep_freed_memory, prefetch, select_device, set_deterministic
@@ -327,29 +327,15 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
 
 def default_workers(device: str) -> int:
     """On a CPU all cores compute, and loading is a few percent of a step; on a GPU loading needs cores of its own."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_gpu = torch.cuda.is_available() and device != "cpu"
-    return min(8, max(1, cores // dist.world_size())) if on_gpu else 0 if cores <= 4 else 2
+    return min(8, max(1, cores() // dist.world_size())) if on_gpu else 0 if cores() <= 4 else 2
 
 
 def build_training(options: TrainOptions, origin: Origin, data: Data, precision: Precision) -> tuple[Training, LRCurve]:
     """Build model, optimizer, schedule and state, and say what will be trained and how."""
     hyp = origin.hyp
-    if origin.content is not None:
-        model, source = rebuild_model(origin.content["model"], data.config.names)
-    else:
-        model, source = build_model(
-            options.cfg,
-            options.weights,
-            data.config.names,
-            options.seed,
-            cfg_given="cfg" in options.explicit,
-            download=options.download,
-        )
+    model, source = make_model(options, origin, data, precision)
     frozen = freeze(model, options.freeze)
-    model = model.to(precision.device, memory_format=torch.channels_last)
-    if options.compile:
-        compile_regions((model.backbone, model.neck, model.head), precision.device)
     accumulate = accumulation(options.batch_size, hyp.nominal_batch)
     effective = accumulate * options.batch_size
     decay = hyp.weight_decay
@@ -396,6 +382,25 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
         stopping=stopping,
     )
     return training, curve
+
+
+def make_model(options: TrainOptions, origin: Origin, data: Data, precision: Precision) -> tuple[YOLO, str]:
+    """Return the model of the run, on its device, and in words where its weights come from."""
+    if origin.content is not None:
+        model, source = rebuild_model(origin.content["model"], data.config.names)
+    else:
+        model, source = build_model(
+            options.cfg,
+            options.weights,
+            data.config.names,
+            options.seed,
+            cfg_given="cfg" in options.explicit,
+            download=options.download,
+        )
+    model = model.to(precision.device, memory_format=torch.channels_last)
+    if options.compile:
+        compile_regions((model.backbone, model.neck, model.head), precision.device)
+    return model, source
 
 
 def preparation(seed: int, imgsz: int, scale: float, recolour: bool) -> Callable[[Batch, int, int], Batch]:

@@ -25,6 +25,7 @@ import torchvision
 
 import train
 from benchmarks.stages_ours import build
+from data.processes import cores
 
 
 def make_images(folder: Path, count: int) -> Path:
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--device", default="")
     parser.add_argument("--quick", action="store_true", help="few steps of small pictures, eager only")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--work", default="benchmarks/work")
     options = parser.parse_args()
     if options.device != "cpu" and not torch.cuda.is_available():

@@ -31,7 +31,6 @@ from data.index import build_index
 
 HERE = Path(__file__).resolve().parent
 STAGES = ("step", "share", "loader", "post", "loss", "start", "map")
-BUSY = 1.0  # load average, of others, above which a measurement waits
 
 
 class Row(NamedTuple):

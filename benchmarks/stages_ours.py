@@ -11,9 +11,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import train
+from benchmarks.cases import gflops, loss_case
 from benchmarks.worker import Run, serve
 from data.config import load_data_config
 from data.dataset import DetectionDataset, SampleKey, epoch_order
@@ -40,16 +40,7 @@ def build(settings: Facts) -> train.Training:
     origin = start_anew(options)
     data = train.build_data(options, origin, device)
     training, _ = train.build_training(options, origin, data, Precision(device, options.amp))
-    training.model.train()
-    training.guard.begin()
     return training
-
-
-def gflops(model: torch.nn.Module, size: int) -> float:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, 3, size, size))
-    model.train()
-    return counter.get_total_flops() / 1e9
 
 
 def stepper(training: train.Training, steps: int, resident: bool) -> Run:
@@ -145,21 +136,6 @@ def loss(settings: Facts) -> tuple[Run, Facts]:
 
     run()
     return run, {}
-
-
-def loss_case(settings: Facts) -> tuple:
-    """Boxes `[B, M, 4]` in shares of the image, classes, and a maker of raw maps `[B, C, A]`: the same for both."""
-    size, nc, count, batch = settings["size"], settings["nc"], settings["boxes"], settings["batch"]
-    draw = torch.Generator().manual_seed(0)
-    centre, side = torch.rand(batch, count, 2, generator=draw) * 0.8 + 0.1, torch.rand(batch, count, 2, generator=draw)
-    side = side * 0.15 + 0.02
-    boxes = torch.cat([centre - side / 2, centre + side / 2], -1)
-    points = sum((size // s) ** 2 for s in (8, 16, 32))
-
-    def raw(channels: int, shift: float = 0.0) -> torch.Tensor:
-        return (torch.randn(batch, channels, points, generator=draw) + shift).requires_grad_()
-
-    return size, nc, boxes, torch.randint(0, nc, (batch, count), generator=draw), raw
 
 
 def first_step(settings: Facts) -> tuple[Run, Facts]:

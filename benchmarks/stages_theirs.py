@@ -16,23 +16,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.cfg import get_cfg
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils.nms import non_max_suppression
 
+from benchmarks.cases import gflops, loss_case
 from benchmarks.worker import Run, serve
 
 Facts = dict[str, Any]
-
-
-def gflops(model: torch.nn.Module, size: int) -> float:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, 3, size, size))
-    model.train()
-    return counter.get_total_flops() / 1e9
 
 
 def network(settings: Facts) -> DetectionModel:
@@ -112,7 +105,7 @@ def their_net_in_our_loop(settings: Facts) -> tuple[Run, Facts]:
     from models.yolo import ModelConfig
 
     net = network(settings)
-    train.build_model = lambda *_: (Adapted(net, ModelConfig("n", 3), Predictions, anchor_points), "measured")
+    train.build_model = lambda *_, **__: (Adapted(net, ModelConfig("n", 3), Predictions, anchor_points), "measured")
     return stages_ours.stepper(stages_ours.build(settings), settings["steps"], resident=True), {}
 
 
@@ -159,8 +152,6 @@ def post(settings: Facts) -> tuple[Run, Facts]:
 
 def loss(settings: Facts) -> tuple[Run, Facts]:
     """Their loss: of one branch (YOLOv8n), or of two (YOLO26n, without distributions)."""
-    from stages_ours import loss_case
-
     torch.set_num_threads(settings["threads"])
     size, nc, boxes, classes, raw = loss_case(settings)
     model = DetectionModel(f"{settings['net']}.yaml", nc=nc, verbose=False)

@@ -9,8 +9,9 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ import cv2
 import numpy as np
 
 from data.images import MAX_SIDE, TURNED, Header, known_header
+from data.processes import cores
 from utils.errors import UserError
 
 # OpenCV runs in the thread that calls it: parallel loading comes from workers, and in the trainer's own process a
@@ -48,6 +50,30 @@ def cache_root() -> Path:
     return Path(os.environ.get("LOCKSTEP_CACHE") or Path.home() / ".cache" / "lockstep")
 
 
+def file_state(path: str | os.PathLike[str]) -> str:
+    """Size and time of a file, by which a change of it is known; `absent` where there is none."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return "absent"
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def keep_arrays(file: Path, **arrays: np.ndarray) -> None:
+    """Write arrays below `cache_root()`, whole or not at all; what can't be written is made anew the next time."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".part")
+    except OSError:
+        return
+    try:
+        with os.fdopen(handle, "wb") as target:
+            np.savez(target, **arrays)
+        os.replace(temporary, file)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+
+
 def resized_sizes(sizes: np.ndarray, imgsz: int) -> np.ndarray:
     """Width and height `[..., 2]` once the long side is `imgsz`: exact integers, halves rounded up, at least 1 px."""
     sizes = np.asarray(sizes, np.int64)
@@ -61,15 +87,21 @@ def load_image(path: str | os.PathLike[str], imgsz: int) -> np.ndarray:
     Grey, 16-bit, palette, alpha and CMYK become RGB. Returns uint8 `[h, w, 3]`. Raises `UserError` naming the file
     where it can't be read as an image.
     """
+    image = read_image(path, partial(decode, imgsz=imgsz))
+    image = resize_long_side(image, imgsz)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def read_image(path: str | os.PathLike[str], decoder: Callable[[np.ndarray], np.ndarray | None]) -> np.ndarray:
+    """Read a file and decode its bytes; `UserError` naming the file where either can't be done."""
     try:
         data = np.fromfile(path, np.uint8)  # not cv2.imread: it can't open every file name on every system
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
-    image = decode(data, imgsz)
+    image = decoder(data)
     if image is None:
         raise UserError(f"{path}: not an image that OpenCV can decode ({data.size} bytes)")
-    image = resize_long_side(image, imgsz)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return image
 
 
 def decode(data: np.ndarray, imgsz: int = MAX_SIDE) -> np.ndarray | None:
@@ -226,7 +258,7 @@ def _fill(images: ImageList, imgsz: int, path: str, sizes: np.ndarray, where: st
     def load(i: int) -> None:
         block[offsets[i] : offsets[i + 1]] = load_indexed(images, i, imgsz).reshape(-1)
 
-    with ThreadPoolExecutor(min(_cores(), 16)) as pool:
+    with ThreadPoolExecutor(min(cores(), 16)) as pool:
         for first in range(0, len(images), CHUNK):
             for _ in pool.map(load, range(first, min(first + CHUNK, len(images)))):
                 pass
@@ -278,10 +310,6 @@ def _map(path: str, mode: str) -> np.ndarray:
 
 def _offsets(sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(3 * sizes[:, 0] * sizes[:, 1])])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _in_words(size: float) -> str:

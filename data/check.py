@@ -28,13 +28,14 @@ from data.findings import (
     find_leaks,
     find_suspects,
     find_twins,
+    many,
     short_path,
 )
 from data.index import Index, build_index
 from data.report import build_page
 from data.similar import Looks, look_at
 from utils.atomic import cannot_write, replace_file
-from utils.errors import EXIT_DONE, EXIT_USAGE, UserError, printable, run_cli
+from utils.errors import EXIT_DONE, EXIT_USAGE, UserError, printable, run_cli, tell
 from utils.options import CheckOptions, parse
 
 EXAMPLES = 5  # of each kind that are printed
@@ -97,7 +98,7 @@ def _pixel_faults(index: Index, looks: Looks, full: bool) -> list[Fault]:
 def summary(findings: Findings) -> str:
     """The report as text."""
     config = findings.config
-    head = f"{short_path(config.file)}: {_many(config.nc, 'class', 'classes')}; paths below are relative to "
+    head = f"{short_path(config.file)}: {many(config.nc, 'class', 'classes')}; paths below are relative to "
     blocks = [
         [head + short_path(config.root), *map(printable, findings.notes)],
         _split_lines(findings),
@@ -107,10 +108,6 @@ def summary(findings: Findings) -> str:
         _twin_lines(findings),
     ]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines)
-
-
-def _many(count: int, one: str, more: str = "") -> str:
-    return f"{count:,} {one if count == 1 else more or one + 's'}"
 
 
 def _split_lines(findings: Findings) -> list[str]:
@@ -147,7 +144,7 @@ def _class_lines(findings: Findings) -> list[str]:
         most, least, times = extremes
         lines.append(f"{findings.parts[0].name} has {times:.1f} times as many {names[most]} as {names[least]}")
     for words, classes in findings.missing().items():
-        lines.append(f"{_many(len(classes), 'class', 'classes')} {words}: {_listed(names[i] for i in classes)}")
+        lines.append(f"{many(len(classes), 'class', 'classes')} {words}: {_listed(names[i] for i in classes)}")
     return lines
 
 
@@ -160,7 +157,7 @@ def _fault_lines(findings: Findings) -> list[str]:
     if not findings.faults:
         return ["no faults"]
     stops = sum(fault.stops for _, fault in findings.faults)
-    lines = [f"{_many(len(findings.faults), 'fault')}, {stops or 'none'} of which would stop a training"]
+    lines = [f"{many(len(findings.faults), 'fault')}, {stops or 'none'} of which would stop a training"]
     for kind, members in faults_by_kind(findings.faults).items():
         lines.append(f"  {printable(kind)}: {len(members):,}")
         lines += [
@@ -203,7 +200,7 @@ def _twin_lines(findings: Findings) -> list[str]:
                          f"one of {first}{own}; such as {_pair(pairs)}")  # fmt: skip
     for pairs in findings.twins:
         if len(pairs):
-            lines.append(f"  {_many(len(pairs), 'pair')} within {pairs.first.name}; such as {_pair(pairs)}")
+            lines.append(f"  {many(len(pairs), 'pair')} within {pairs.first.name}; such as {_pair(pairs)}")
     return ["near-duplicate images", *lines] if lines else ["no near-duplicate images"]
 
 
@@ -237,14 +234,6 @@ def write_page(path: Path, page: str) -> None:
         raise cannot_write(path, "the page", error, len(content)) from error
 
 
-def _say(text: str) -> None:
-    """Print; a reader that has seen enough (`| head`) is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the program
-
-
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words and not words[0].startswith("-"):
@@ -258,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     if path is not None:
         write_page(path, build_page(findings))
         text += f"\n\npage with pictures: {printable(str(path))}"
-    _say(text)
+    tell(sys.stdout, text + "\n")
     return EXIT_USAGE if findings.faults else EXIT_DONE
 
 

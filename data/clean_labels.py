@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.images import OPEN_FLAGS, Unreadable, header_notes, read_header
+from data.labels import SMALL_OVERHANG
+from data.yolo_txt import PIXELS, SNAP
 
 PLAIN = b"0123456789.-+eE \t\r\n"  # no words, no NaN, no characters that one reader takes for a line's end
 SMALL_FILE = 1 << 16  # bytes
-STEPS = 256  # a pixel; the rounded shares are put back on these
-LARGEST_SHARE = 2.0
 # Odd numbers: products of distinct boxes, as whole numbers that overflow, are hardly ever the same.
 MIX = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5, 0xD6E8FEB86659FD93], np.uint64
@@ -118,11 +118,11 @@ def _check(rows: np.ndarray, sizes: np.ndarray, names: int) -> tuple[np.ndarray,
     limit = np.concatenate([sizes, sizes], 1)
     with np.errstate(invalid="ignore", over="ignore"):
         corners = np.concatenate([shares[:, :2] - half, shares[:, :2] + half], 1)
-        raw = np.rint(corners * limit * STEPS) / STEPS
+        raw = np.rint(corners * limit * SNAP) / SNAP
         boxes = np.clip(raw, 0.0, limit) + 0.0  # + 0.0: no negative zeros
-        sound = (np.abs(raw - boxes) < 1.0).all(1)  # a larger overhang is something to say
+        sound = (np.abs(raw - boxes) < SMALL_OVERHANG).all(1)  # a larger overhang is something to say
         sound &= (boxes[:, 2:].astype(np.float32) > boxes[:, :2].astype(np.float32)).all(1)
-        sound &= (np.abs(shares) <= LARGEST_SHARE).all(1)
+        sound &= (np.abs(shares) <= PIXELS).all(1)
         sound &= (rows[:, 0] >= 0) & (rows[:, 0] < names) & (rows[:, 0] == np.floor(rows[:, 0]))
     return boxes, (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), sound
 
@@ -130,7 +130,7 @@ def _check(rows: np.ndarray, sizes: np.ndarray, names: int) -> tuple[np.ndarray,
 def _repeating(classes: np.ndarray, boxes: np.ndarray, owner: np.ndarray) -> np.ndarray:
     """Images that may have an object twice: a wrong guess costs only time."""
     with np.errstate(invalid="ignore", over="ignore"):
-        whole = np.concatenate([np.nan_to_num(classes)[:, None], boxes * STEPS], 1).astype(np.int64).view(np.uint64)
+        whole = np.concatenate([np.nan_to_num(classes)[:, None], boxes * SNAP], 1).astype(np.int64).view(np.uint64)
         keys = (whole * MIX).sum(1, dtype=np.uint64) + owner.astype(np.uint64) * np.uint64(0x94D049BB133111EB)
         keys ^= keys >> np.uint64(29)
     order = np.argsort(keys)

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.cache import cache_root, decode
+from data.cache import cache_root, decode, file_state
 from data.faults import Fault
 from data.images import Unreadable, image_headers, read_header
 from data.processes import WorkerDied, cores, in_processes
@@ -137,10 +137,5 @@ def _finding(kind: str, text: str, stops: bool) -> Finding:
 
 def _key(path: str) -> str:
     """Path, size and time of a file, and what would decode it."""
-    try:
-        stat = os.stat(path)
-        state = f"{stat.st_size} {stat.st_mtime_ns}"
-    except OSError:
-        state = "absent"
-    name = f"{FORMAT} {cv2.__version__} {os.path.abspath(path)}\0{state}"
+    name = f"{FORMAT} {cv2.__version__} {os.path.abspath(path)}\0{file_state(path)}"
     return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=16).hexdigest()

@@ -16,7 +16,7 @@ import numpy as np
 
 from data.faults import Fault
 from data.growing import Growing
-from data.labels import Entry, Record
+from data.labels import Entry, Record, absolute_path
 
 SOME = 4096  # names that are objects of Python at a time
 
@@ -53,7 +53,7 @@ class Block:
             own = slice(objects, objects + int(count))
             begin, objects = end, own.stop
             yield Record(
-                Path(os.path.normpath(os.path.join(root, name))),
+                Path(absolute_path(name, root)),
                 name,
                 int(width),
                 int(height),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.cache import file_state
 from data.clean_labels import CleanLabels, read_clean
 from data.coco_json import scan_coco
 from data.config import DataConfig, Source
@@ -79,11 +80,7 @@ def split_state(config: DataConfig, split: str) -> Iterator[str]:
 
 
 def _file_state(path: str) -> str:
-    try:
-        stat = os.stat(path)
-        return f"{path}\0{stat.st_size} {stat.st_mtime_ns}"
-    except OSError:
-        return f"{path}\0absent"
+    return f"{path}\0{file_state(path)}"
 
 
 def _folder_state(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:

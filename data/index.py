@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.cache import cache_root
+from data.cache import cache_root, keep_arrays
 from data.config import DataConfig
 from data.entries import Block
 from data.faults import Fault
@@ -174,14 +173,4 @@ def _load(file: Path, key: str, config: DataConfig) -> tuple[Index, list[Fault]]
 def _save(file: Path, key: str, index: Index, faults: list[Fault]) -> None:
     rows = json.dumps([(fault.file, fault.where, fault.text, fault.kind, fault.stops) for fault in faults])
     arrays = {name: getattr(index, name) for name in ARRAYS}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".part")
-    except OSError:
-        return  # a cache that can't be written is only slower
-    try:
-        with os.fdopen(handle, "wb") as target:
-            np.savez(target, key=np.array(key), faults=np.array(rows), **arrays)
-        os.replace(temporary, file)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
+    keep_arrays(file, key=np.array(key), faults=np.array(rows), **arrays)

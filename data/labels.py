@@ -207,7 +207,7 @@ def relative_name(image: str, root: Path) -> str:
     return name.replace(os.sep, "/")
 
 
-def absolute_path(name: str, root: Path) -> str:
+def absolute_path(name: str, root: str | Path) -> str:
     """The path of an image by its name, as `relative_name` gives it."""
     return os.path.normpath(os.path.join(root, name))
 

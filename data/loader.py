@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -15,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.dataset import DetectionDataset, Sample, SampleKey, epoch_order
+from data.processes import FORKS
 from utils import signals
 from utils.errors import UserError
 from utils.seed import rng
@@ -189,7 +188,7 @@ class Loader:
             collate_fn=_as_it_is,
             pin_memory=pin_memory,
             worker_init_fn=_init_worker,
-            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            multiprocessing_context="fork" if FORKS else None,
             generator=torch.Generator(),  # else each epoch would draw from torch's global generator
             prefetch_factor=2,
             persistent_workers=True,
@@ -220,6 +219,4 @@ def _init_worker(_: int) -> None:
     """Run one thread, and leave signals to the trainer: it ends its step and saves before it ends its workers."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C and `timeout` signal the whole process group of the trainer
-    signals.leave_to_parent()  # schedulers signal every process of a job
+    signals.leave_to_parent()

@@ -81,8 +81,6 @@ def _work(
 ) -> None:
     for reader in inherited:  # as long as any process holds one, a worker would not notice that its parent is gone
         reader.close()
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C signals the whole process group
     signals.leave_to_parent()
     try:
         work = make()

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.distributions import distributions, key
 from data.faults import Fault
-from data.findings import SUSPICIONS, Findings, Pairs, Part, faults_by_kind, image_of_fault, short_path
+from data.findings import SUSPICIONS, Findings, Pairs, Part, faults_by_kind, image_of_fault, many, short_path
 from data.style import STYLE
 from data.thumbnails import PALETTE, Picture, around, data_uris
 from utils.errors import printable
@@ -61,10 +61,6 @@ def _short(name: str, most: int = 24) -> str:
 
 def _n(count: int) -> str:
     return f"{count:,}"
-
-
-def _plural(count: int, one: str, more: str = "") -> str:
-    return f"{count:,} {one if count == 1 else more or one + 's'}"
 
 
 def _more(count: int, what: str) -> str:
@@ -168,7 +164,7 @@ def _classes(findings: Findings) -> str:
             )
         rows.append(f'<tr><td>{c}</td><th class="name">{_e(name)}</th>{"".join(cells)}</tr>')
     missing = "".join(
-        f'<p class="warn-text">{_plural(len(numbers), "class", "classes")} {words}: '
+        f'<p class="warn-text">{many(len(numbers), "class", "classes")} {words}: '
         f"{', '.join(_e(names[i]) for i in numbers[:50])}{_more_words(len(numbers) - 50)}</p>"
         for words, numbers in findings.missing().items()
     )
@@ -197,7 +193,7 @@ def _faults(findings: Findings) -> str:
         rest = members[len(shown) : len(shown) + FAULT_LINES]
         lines = "".join(f'<div class="fault">{_fault_words(findings, *one)}</div>' for one in rest)
         if lines:
-            lines = f"<details><summary>{_plural(len(rest), 'more line')}</summary>{lines}</details>"
+            lines = f"<details><summary>{many(len(rest), 'more line')}</summary>{lines}</details>"
         stops = any(fault.stops for _, fault in members)
         badge = '<span class="badge bad">stops a training</span>' if stops else ""
         blocks.append(
@@ -257,9 +253,9 @@ def _all_pairs(findings: Findings, groups: Sequence[Pairs]) -> str:
             continue
         first, second = pairs.first, pairs.second
         title = (
-            f"{_plural(len(pairs), 'pair')} within {first.name}"
+            f"{many(len(pairs), 'pair')} within {first.name}"
             if first is second
-            else f"{_plural(len(pairs), 'image')} of {second.name} in {first.name} too"
+            else f"{many(len(pairs), 'image')} of {second.name} in {first.name} too"
         )
         same = int(pairs.same_file.sum())
         note = f'<p class="note">{_n(same)} of them the very same file</p>' if same else ""

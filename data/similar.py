@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.cache import cache_root
+from data.cache import cache_root, file_state, keep_arrays
 from data.index import Index
+from data.processes import cores
 from data.thumbnails import decode, shrink_for
 from utils.errors import UserError
 
@@ -92,7 +92,7 @@ def look_at(index: Index, label: str = "images", cache: bool = True) -> Looks:
 
     new = np.flatnonzero(~known).tolist()
     try:
-        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(THREADS, cores())) as pool:
             for _ in tqdm(_bounded(pool, read, new), f"looking at {label}", len(new), disable=None, leave=False):
                 pass
     finally:  # also of a look that was interrupted
@@ -174,12 +174,7 @@ def popcount(words: np.ndarray) -> np.ndarray:
 
 def _key(path: str) -> int:
     """64 bits of the file's path, size and time."""
-    try:
-        stat = os.stat(path)
-        state = f"{stat.st_size} {stat.st_mtime_ns}"
-    except OSError:
-        state = "absent"
-    text = os.fsencode(f"{FORMAT} {os.path.abspath(path)}\0{state}")
+    text = os.fsencode(f"{FORMAT} {os.path.abspath(path)}\0{file_state(path)}")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
@@ -218,15 +213,4 @@ def _save(
     file: Path, keys: np.ndarray, hashes: np.ndarray, looks: np.ndarray, flat: np.ndarray, known: np.ndarray
 ) -> None:
     order = np.flatnonzero(known)[np.argsort(keys[known], kind="stable")]
-    arrays = {"keys": keys[order], "hashes": hashes[order], "looks": looks[order], "flat": flat[order]}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".part")
-    except OSError:
-        return  # a cache that can't be written is only slower
-    try:
-        with os.fdopen(handle, "wb") as target:
-            np.savez(target, **arrays)
-        os.replace(temporary, file)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
+    keep_arrays(file, keys=keys[order], hashes=hashes[order], looks=looks[order], flat=flat[order])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from data.cache import decode_upright
+from data.cache import decode_upright, read_image
 from data.images import Unreadable, image_size, known_header
 from utils.errors import UserError
 
@@ -44,14 +44,8 @@ def decode(path: str | os.PathLike[str], shrink: int = 1, grey: bool = False) ->
 
     Returns uint8 `[h, w]` or BGR `[h, w, 3]`. Raises `UserError` where it can't be decoded.
     """
-    try:
-        data = np.fromfile(path, np.uint8)
-        image = decode_upright(data, (GREY if grey else COLOUR)[shrink], known_header(data))
-    except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
-    if image is None:
-        raise UserError(f"{path}: not an image that OpenCV can decode ({data.size} bytes)")
-    return image
+    flag = (GREY if grey else COLOUR)[shrink]
+    return read_image(path, lambda data: decode_upright(data, flag, known_header(data)))
 
 
 def shrink_for(width: int, height: int, side: int) -> int:

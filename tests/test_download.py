@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import http.server
 import io
-import tarfile
 import threading
 import urllib.request
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data.download import Archive, _Redirects, fetch, fetch_file
+from tests.archives import tarred, tree, zipped
 from utils.errors import UserError
 
 
@@ -61,30 +60,6 @@ def server() -> Iterator[Server]:
     yield server
     server.shutdown()
     server.server_close()
-
-
-def zipped(files: dict[str, bytes], mode: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in files.items():
-            info = zipfile.ZipInfo(name)
-            info.external_attr = mode << 16
-            archive.writestr(info, content)
-    return buffer.getvalue()
-
-
-def tarred(files: dict[str, bytes], kind: bytes = tarfile.REGTYPE, link: str = "", mode: str = "w:gz") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname, info.size = kind, link, len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_several_archives_become_one_folder(server: Server, tmp_path: Path) -> None:

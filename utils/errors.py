@@ -8,7 +8,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 MAX_PATH, MAX_FILE_NAME = 4095, 255  # bytes, as Linux has it; other systems allow less
 LINE = 2000  # characters of a line of a message at most
@@ -94,11 +94,16 @@ def run_cli(main: Callable[[], None]) -> None:
 
 def _end(words: str, code: int) -> NoReturn:
     """Say it and exit with the code, also where nobody reads any more: Python would make it 120."""
-    for stream, text in ((sys.stdout, ""), (sys.stderr, words + "\n")):
-        try:
-            stream.write(text)
-            stream.flush()
-        except OSError:
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), stream.fileno())
+    tell(sys.stdout, "")
+    tell(sys.stderr, words + "\n")
     sys.exit(code)
+
+
+def tell(stream: TextIO, text: str) -> None:
+    """Write and flush; where nobody reads any more (`| head`), this and what is left goes nowhere, without an error."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())

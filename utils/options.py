@@ -58,6 +58,13 @@ def _flag(default: Any, help: str, group: str, *names: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": help, "group": group, "names": names, **more})
 
 
+def _check(
+    help: str = "how well images are looked at before the start: their headers, or in full, decoding each",
+) -> Any:
+    """Declare `--check`, which several programs have."""
+    return _flag("headers", help, "data and model", choices=("headers", "full"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     """What all entry points share. `explicit` holds the fields that the user typed, the rest have their defaults."""
@@ -131,12 +138,7 @@ class TrainOptions(_Options):
         choices=("auto", "ram", "disk", "off"),
     )
     skip_bad: bool = _flag(False, "go on without what is faulty in the data", "data and model")
-    check: str = _flag(
-        "headers",
-        "how well images are looked at before the start: their headers, or in full, decoding each",
-        "data and model",
-        choices=("headers", "full"),
-    )
+    check: str = _check()
     download: bool = _flag(
         False,
         "fetch what is missing: the data set that the data yaml names, torchvision's ImageNet weights",
@@ -212,7 +214,7 @@ class TrainOptions(_Options):
     device: str = _flag("", "cpu, 0, 0,1 or mps", "machine", shown="the first CUDA device, else the CPU")
     workers: int = _flag(-1, "processes that load data, each device", "machine", low=-1, high=1024, shown="by CPUs")
     amp: str = _flag("auto", "mixed precision; auto = on CUDA", "machine", choices=("auto", "off", "fp16", "bf16"))
-    compile: bool = _flag(False, "compile backbone, neck and head: minutes at the start, faster steps", "machine")
+    compile: bool = _flag(False, "compile backbone, neck and head, which takes minutes at the start", "machine")
     profile: int = _flag(
         0, "time N steps, show where the time goes, and exit", "machine", metavar="N", low=0, high=10_000, shown="off"
     )
@@ -294,12 +296,7 @@ class ValOptions(_Options):
     )
     single_cls: bool = _flag(False, "take all classes as one", "data and model")
     skip_bad: bool = _flag(False, "go on without what is faulty in the data", "data and model")
-    check: str = _flag(
-        "headers",
-        "how well images are looked at before the start: their headers, or in full, decoding each",
-        "data and model",
-        choices=("headers", "full"),
-    )
+    check: str = _check()
     download: bool = _flag(False, "fetch the data set that the data yaml names, where it is missing", "data and model")
 
     batch_size: int = _flag(16, "images a batch", "evaluation", "--batch", low=1, high=65536)
@@ -373,11 +370,8 @@ class CheckOptions(_Options):
         "", "data yaml, or a shipped one's name; may stand first, without --data", "data and model", metavar="YAML",
         required=True,
     )  # fmt: skip
-    check: str = _flag(
-        "headers",
-        "what is read of each image: what training reads before it starts, or every pixel at its full size",
-        "data and model",
-        choices=("headers", "full"),
+    check: str = _check(
+        "what is read of each image: what training reads before it starts, or every pixel at its full size"
     )
     single_cls: bool = _flag(False, "take all classes as one", "data and model")
     download: bool = _flag(False, "fetch the data set that the data yaml names, where it is missing", "data and model")

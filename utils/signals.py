@@ -87,7 +87,12 @@ def deferred() -> Iterator[None]:
 
 
 def leave_to_parent() -> None:
-    """Ignore the signals that stop a run: for its worker processes, which the run ends itself once it has saved."""
+    """Take no notice of what stops a run: for its worker processes, which the run ends itself once it has saved.
+
+    Schedulers signal every process of a job; Ctrl-C and `timeout` signal the whole process group, which is left, too.
+    """
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
