@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
-from faster_coco_eval import COCO, COCOeval_faster
 
-from benchmarks.worker import Worker
+from benchmarks.time_to_map import measure_map
+from benchmarks.worker import Worker, quiet
 from data.config import load_data_config
 from data.index import build_index
 
@@ -100,20 +100,6 @@ def median(values: list[float]) -> float:
 def shown(values: list[float]) -> str:
     middle = median(values)
     return f"{middle:.3g} ± {100 * (max(values) - min(values)) / middle / 2:.0f} %"
-
-
-def quiet() -> None:
-    """Wait until nobody else computes: a busy neighbour is up to ten times as slow, not a bit."""
-    for _ in range(60):
-        with open("/proc/stat") as file:
-            before = [int(x) for x in file.readline().split()[1:]]
-        time.sleep(1)
-        with open("/proc/stat") as file:
-            after = [int(x) for x in file.readline().split()[1:]]
-        spent = [b - a for a, b in zip(before, after, strict=True)]
-        if sum(spent) - spent[3] - spent[4] < 0.15 * sum(spent):
-            return
-    print("warning: the machine is busy; these figures are worth little", flush=True)
 
 
 def write_yolo(folder: Path) -> None:
@@ -241,59 +227,6 @@ def measure_start(bench: Bench) -> None:
     bench.add("second start, to the first step", shown(one), shown(other), "s", median(other) / median(one), 1 / 0.6)
 
 
-def measure_map(bench: Bench) -> None:
-    """mAP of the test set after equal seconds of training, all scored by one evaluator."""
-    options, work = bench.options, bench.work
-    rate = json.loads((work / "epoch.json").read_text()) if (work / "epoch.json").exists() else 8.5
-    for seed in range(options.seeds):
-        ours = train_ours(bench, max(int(options.budget / rate), 2), seed)
-        quiet()
-        found = work / "peer-detections.json"
-        settings = {"net": options.peer_net, "seed": seed, "threads": 2, "detections": str(found), "epochs": 40}
-        if options.budget < 1500:
-            settings["hours"] = options.budget / 3600
-        log = work / "map-peer.log"
-        worker = Worker(options.peer_python, HERE / "stages_theirs.py", "train_for", bench.base | settings, log)
-        theirs = worker.go()
-        worker.close()
-        bench.note("map", f"{options.peer_net} seed {seed}", {}, [theirs])
-        truth = work / "runs/ours-val/truth.json"
-        one, other = score(truth, work / "runs/ours-val/predictions.json"), score(truth, found)
-        text = f"mAP50-95 after {ours:.0f} s and {theirs['seconds']:.0f} s ({options.peer_net}, seed {seed})"
-        bench.add(text, f"{one:.4f}", f"{other:.4f}", "", one / max(other, 1e-9), 1)
-
-
-def train_ours(bench: Bench, epochs: int, seed: int) -> float:
-    """Train, validate once more into `ours-val`, and return the seconds of the training, from start to end."""
-    quiet()
-    begin, runs = time.perf_counter(), bench.work / "runs"
-    shared = ["--data", "bccd", "--project", str(runs), "--exist-ok", "--noplots"]
-    command = [sys.executable, "train.py", *shared, "--img", "320", "--batch", "16", "--epochs", str(epochs)]
-    command += ["--seed", str(seed), "--name", "ours"]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=(bench.work / "map-ours.log").open("w"))
-    seconds = time.perf_counter() - begin
-    (bench.work / "epoch.json").write_text(json.dumps(seconds / epochs))
-    weights = runs / "ours/weights/best.pt"
-    command = [sys.executable, "val.py", *shared, "--weights", str(weights), "--name", "ours-val", "--save-json"]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    bench.note("map", f"ours seed {seed}", {"epochs": epochs}, [{"seconds": seconds}])
-    return seconds
-
-
-def score(truth: Path, detections: Path) -> float:
-    """mAP50-95 of COCO detections; images may go by their file's stem, classes from 1."""
-    known, rows = COCO(json.loads(truth.read_text())), json.loads(detections.read_text())
-    ids = {Path(image["file_name"]).stem: image["id"] for image in known.dataset["images"]}
-    if rows and rows[0]["image_id"] in ids:
-        first = min(known.getCatIds())
-        rows = [{**r, "image_id": ids[r["image_id"]], "category_id": r["category_id"] - 1 + first} for r in rows]
-    scored = COCOeval_faster(known, known.loadRes(rows), "bbox")
-    scored.evaluate()
-    scored.accumulate()
-    scored.summarize()
-    return float(scored.stats[0])
-
-
 MEASURE = {"step": measure_step, "share": measure_share, "loader": measure_loader, "post": measure_post}
 MEASURE |= {"loss": measure_loss, "start": measure_start, "map": measure_map}
 
@@ -301,14 +234,16 @@ MEASURE |= {"loss": measure_loss, "start": measure_start, "map": measure_map}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", required=True, help="the Python of an environment that has Ultralytics")
-    parser.add_argument("--quick", action="store_true", help="3 turns instead of 7, and a budget of 150 s")
+    parser.add_argument("--quick", action="store_true", help="3 turns instead of 7; mAP of one net, 8 epochs, one seed")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--budget", type=float, help="seconds of each training (default 600; 150 with --quick)")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--peer-net", default="yolo11n", help="whose mAP is compared: yolov8n, yolo11n, yolo26n")
+    parser.add_argument("--nets", nargs="+", default=["yolov8n", "yolo11n", "yolo26n"], help="whose mAP is compared")
+    parser.add_argument("--epochs", type=int, default=40, help="of each training that is compared by mAP")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--validation", choices=["in", "out", "both"], default="both", help="of the loop, or within")
     parser.add_argument("--work", default="benchmarks/work", help="where data, caches and logs go")
     options = parser.parse_args()
-    options.budget = options.budget or (150 if options.quick else 600)
+    if options.quick:
+        options.nets, options.epochs, options.seeds, options.validation = ["yolo11n"], 8, [0], "out"
     bench = Bench(options)
     write_yolo(bench.work / "bccd")
     peer = subprocess.run(

@@ -3,6 +3,7 @@
 # ruff: noqa: E402
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import train
+import val
 from benchmarks.cases import gflops, loss_case
 from benchmarks.worker import Run, serve
 from data.config import load_data_config
@@ -144,7 +146,24 @@ def first_step(settings: Facts) -> tuple[Run, Facts]:
     return dict, {}
 
 
+def detections(settings: Facts) -> tuple[Run, Facts]:
+    """`epochN.json` of each `epochN.pt`, and `truth.json`: detections on the test set, as `val.py` writes them."""
+    torch.set_num_threads(2)
+    folder, runs = Path(settings["folder"]), Path(settings["runs"])
+    argv = ["--data", settings["data"], "--device", "cpu", "--project", str(runs), "--name", "ours-val", "--exist-ok"]
+
+    def run() -> dict[str, float]:
+        for epoch in settings["epochs"]:
+            val.main([*argv, "--weights", str(folder / f"epoch{epoch}.pt"), "--save-json", "--noplots"])
+            shutil.copy(runs / "ours-val/predictions.json", folder / f"epoch{epoch}.json")
+        shutil.copy(runs / "ours-val/truth.json", folder)
+        return {}
+
+    return run, {}
+
+
 STAGES = {"step": step, "bare": bare, "loader": loader, "post": post, "loss": loss, "first_step": first_step}
+STAGES |= {"detections": detections}
 
 if __name__ == "__main__":
     serve(STAGES)

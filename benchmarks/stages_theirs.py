@@ -7,6 +7,7 @@ Their package is under the AGPL: it is measured here, and imported by nothing el
 from __future__ import annotations
 
 import copy
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -186,43 +187,63 @@ def first_step(settings: Facts) -> tuple[Run, Facts]:
     return dict, {}
 
 
-def train_for(settings: Facts) -> tuple[Run, Facts]:
-    """A whole training of theirs, by number of epochs or by hours, then its best weights' detections on the test set,
-    as its own validation writes them.
+def train_whole(settings: Facts) -> tuple[Run, Facts]:
+    """A whole training of theirs that keeps the weights of each epoch as `epochN.pt`, and when they were there.
 
-    Returns seconds of training, validation included.
+    The clock starts when their package is imported, ends an epoch after its validation if there is one, and includes
+    no copying of weights.
     """
-    import json
+    from ultralytics import YOLO
 
+    folder, threads, validate = Path(settings["folder"]), settings["threads"], settings["validate"]
+    model, begin, times = YOLO(f"{settings['net']}.yaml"), time.perf_counter(), {}
+
+    def trained(own: Any) -> None:
+        times[own.epoch + 1] = time.perf_counter() - begin
+
+    def saved(own: Any) -> None:
+        if validate:
+            trained(own)
+        shutil.copy(own.last, folder / f"epoch{own.epoch + 1}.pt")
+
+    model.add_callback("on_pretrain_routine_end", lambda _: torch.set_num_threads(threads))
+    model.add_callback("on_train_epoch_end", trained)
+    model.add_callback("on_model_save", saved)
+
+    def run() -> dict[str, float]:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.train(
+            data=settings["yaml"], imgsz=settings["size"], batch=settings["batch"], device="cpu", workers=0,
+            epochs=settings["epochs"], seed=settings["seed"], plots=False, val=validate,
+            project=settings["runs"], name="timed", exist_ok=True, verbose=False, pretrained=False,
+        )  # fmt: skip
+        return {"seconds": max(times.values()), "times": times}
+
+    return run, {}
+
+
+def detections(settings: Facts) -> tuple[Run, Facts]:
+    """`epochN.json` of each `epochN.pt`: detections on the test set, as their own validation writes them."""
     from ultralytics import YOLO
 
     torch.set_num_threads(settings["threads"])
-    made: dict[str, Any] = {}
+    folder = Path(settings["folder"])
 
     def run() -> dict[str, float]:
-        model, start = YOLO(f"{settings['net']}.yaml"), time.perf_counter()
-        model.add_callback("on_pretrain_routine_end", lambda _: torch.set_num_threads(settings["threads"]))
-        model.add_callback("on_train_epoch_end", lambda t: made.update(epochs=t.epoch + 1))
-        model.train(
-            data=settings["yaml"], imgsz=settings["size"], batch=settings["batch"], device="cpu", workers=0,
-            epochs=settings["epochs"], time=settings.get("hours"), seed=settings["seed"], plots=False,
-            project=settings["runs"], name="timed", exist_ok=True, verbose=False, pretrained=False,
-        )  # fmt: skip
-        seconds = time.perf_counter() - start
-        best = YOLO(Path(settings["runs"]) / "timed" / "weights" / "best.pt")
-        scored = best.val(
-            data=settings["yaml"], imgsz=settings["size"], conf=0.001, iou=0.7, max_det=300, save_json=True, workers=0,
-            device="cpu", plots=False, verbose=False, project=settings["runs"], name="timed-val", exist_ok=True,
-        )  # fmt: skip
-        rows = json.loads((Path(scored.save_dir) / "predictions.json").read_text())
-        Path(settings["detections"]).write_text(json.dumps(rows))
-        return {"seconds": seconds, "epochs": made.get("epochs", 0)}
+        for epoch in settings["epochs"]:
+            scored = YOLO(folder / f"epoch{epoch}.pt").val(
+                data=settings["yaml"], imgsz=settings["size"], conf=0.001, iou=0.7, max_det=300, save_json=True,
+                workers=0, device="cpu", plots=False, verbose=False, project=settings["runs"], name="timed-val",
+                exist_ok=True,
+            )  # fmt: skip
+            shutil.copy(Path(scored.save_dir) / "predictions.json", folder / f"epoch{epoch}.json")
+        return {}
 
     return run, {}
 
 
 STAGES = {"step": step, "their_net_in_our_loop": their_net_in_our_loop, "loader": loader, "post": post, "loss": loss}
-STAGES |= {"first_step": first_step, "train_for": train_for}
+STAGES |= {"first_step": first_step, "train_whole": train_whole, "detections": detections}
 
 if __name__ == "__main__":
     serve(STAGES)
