@@ -239,11 +239,11 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=["yolov8n", "yolo11n", "yolo26n"], help="whose mAP is compared")
     parser.add_argument("--epochs", type=int, default=40, help="of each training that is compared by mAP")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--validation", choices=["in", "out", "both"], default="both", help="of the loop, or within")
+    parser.add_argument("--validated", type=int, default=1, help="the first so many seeds validate in the loop")
     parser.add_argument("--work", default="benchmarks/work", help="where data, caches and logs go")
     options = parser.parse_args()
     if options.quick:
-        options.nets, options.epochs, options.seeds, options.validation = ["yolo11n"], 8, [0], "out"
+        options.nets, options.epochs, options.seeds, options.validated = ["yolo11n"], 8, [0], 0
     bench = Bench(options)
     write_yolo(bench.work / "bccd")
     peer = subprocess.run(

@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -26,59 +25,54 @@ HERE = Path(__file__).resolve().parent
 
 
 class Training(NamedTuple):
-    """A whole training. seconds: until the weights of epoch 1, 2, … were there; scores: epoch → mAP50-95."""
+    """A whole training. clocks: seconds until the weights of epoch 1, 2, … were there, validations `in` the loop (if
+    there were any) and `out` of it; scores: epoch → mAP50-95."""
 
     side: str
     seed: int
-    validate: bool
     folder: Path
-    seconds: list[float]
+    clocks: dict[str, list[float]]
     scores: dict[int, float]
 
-    def best(self) -> tuple[float, float]:
+    def best(self, clock: str) -> tuple[float, float]:
         """The highest mAP, and the seconds until it was reached."""
         epoch = max(self.scores, key=lambda e: self.scores[e])
-        return self.scores[epoch], self.seconds[epoch - 1]
+        return self.scores[epoch], self.clocks[clock][epoch - 1]
 
-    def reaches(self, wanted: float) -> float:
+    def reaches(self, wanted: float, clock: str) -> float:
         """Seconds until the first of the scored epochs that is at least as good; infinity if none is."""
         epochs = (epoch for epoch in sorted(self.scores) if self.scores[epoch] >= wanted)
-        return next((self.seconds[epoch - 1] for epoch in epochs), float("inf"))
+        return next((self.clocks[clock][epoch - 1] for epoch in epochs), float("inf"))
 
 
 def measure_map(bench: Any) -> None:
     """Ours reaches the best mAP of the other's whole training in a third of the time that took, and ends above."""
     options = bench.options
-    validations = {"in": [True], "out": [False], "both": [True, False]}[options.validation]
-    trainings: dict[tuple[str, int, bool], Training] = {}
-    for validate in validations:
-        for seed in options.seeds:
-            for side in ("ours", *options.nets):
-                trainings[side, seed, validate] = train(bench, side, seed, validate)
+    found: dict[str, list[Training]] = {}
+    for number, seed in enumerate(options.seeds):
+        for side in ("ours", *options.nets):
+            found.setdefault(side, []).append(train(bench, side, seed, number < options.validated))
     truth = bench.work / "trainings/truth.json"
-    for training in trainings.values():
+    for training in [one for side in found.values() for one in side]:
         score(bench, training, truth)
-        print(f"  {training.side} seed {training.seed}: best {training.best()}, {training.seconds[-1]:.0f} s in all")
-    write(bench.work / "time-to-map.csv", list(trainings.values()))
-    for validate in validations:
-        ours = [trainings["ours", seed, validate] for seed in options.seeds]
-        for net in options.nets:
-            compare(bench, net, validate, ours, [trainings[net, seed, validate] for seed in options.seeds])
+    write(bench.work / "time-to-map.csv", [one for side in found.values() for one in side])
+    for net in options.nets:
+        for clock, count in (("in", options.validated), ("out", len(options.seeds))):
+            if count:
+                compare(bench, net, clock, found["ours"][:count], found[net][:count])
 
 
-def compare(bench: Any, net: str, validate: bool, ours: list[Training], theirs: list[Training]) -> None:
-    """Two rows: seconds to the best mAP of each seed's training of theirs, and the best mAP of whole trainings."""
-    bests = [training.best() for training in theirs]
-    goal = statistics.median(best for best, _ in bests)
-    one = [mine.reaches(best) for mine, (best, _) in zip(ours, bests, strict=True)]
+def compare(bench: Any, net: str, clock: str, ours: list[Training], theirs: list[Training]) -> None:
+    """Two rows: seconds to the best mAP of theirs, seed by seed, and the best mAP of whole trainings."""
+    bests = [training.best(clock) for training in theirs]
+    one = [mine.reaches(best, clock) for mine, (best, _) in zip(ours, bests, strict=True)]
     other = [seconds for _, seconds in bests]
-    where = "in" if validate else "out of"
-    many = f"{len(theirs)} seeds" if len(theirs) > 1 else f"seed {theirs[0].seed}"
-    what = f"{net}'s best mAP50-95 of {len(theirs[0].seconds)} epochs ({goal:.3f}), validation {where} the loop, {many}"
+    where = "in" if clock == "in" else "out of"
+    what = f"until {net}'s best mAP50-95 of {bench.options.epochs} epochs, validation {where} the loop"
     bench.add(what, shown(one, 0), shown(other, 0), "s", min(b / a for a, b in zip(one, other, strict=True)), 3)
-    one, other = [training.best()[0] for training in ours], [best for best, _ in bests]
+    one, other = [training.best(clock)[0] for training in ours], [best for best, _ in bests]
     ratio = min(a / b for a, b in zip(one, other, strict=True))
-    bench.add(f"best mAP50-95 of the same trainings ({net})", shown(one, 4), shown(other, 4), "", ratio, 1)
+    bench.add(f"best mAP50-95 of these trainings ({net})", shown(one, 4), shown(other, 4), "", ratio, 1)
 
 
 def shown(values: list[float], digits: int) -> str:
@@ -91,25 +85,28 @@ def train(bench: Any, side: str, seed: int, validate: bool) -> Training:
     known = folder / "seconds.json"
     if not known.exists():
         quiet()
-        seconds = (train_ours if side == "ours" else train_theirs)(bench, side, seed, validate, folder)
-        known.write_text(json.dumps(seconds))
-        bench.note("map", f"{side} seed {seed}", {"validate": validate, "times": seconds}, [{"seconds": seconds[-1]}])
-    return Training(side, seed, validate, folder, json.loads(known.read_text()), {})
+        clocks = (train_ours if side == "ours" else train_theirs)(bench, side, seed, validate, folder)
+        known.write_text(json.dumps(clocks))
+        bench.note("map", f"{side} seed {seed}", {"validate": validate, **clocks}, [{"seconds": clocks["out"][-1]}])
+    return Training(side, seed, folder, json.loads(known.read_text()), {})
 
 
-def train_theirs(bench: Any, net: str, seed: int, validate: bool, folder: Path) -> list[float]:
+def train_theirs(bench: Any, net: str, seed: int, validate: bool, folder: Path) -> dict[str, list[float]]:
     settings = {"net": net, "seed": seed, "threads": 2, "validate": validate, "folder": str(folder)}
     settings = bench.base | settings | {"epochs": bench.options.epochs}
-    worker = Worker(
-        bench.options.peer_python, HERE / "stages_theirs.py", "train_whole", settings, bench.work / "map-peer.log"
-    )
-    times = worker.go()["times"]
+    script, log = HERE / "stages_theirs.py", bench.work / "map-peer.log"
+    worker = Worker(bench.options.peer_python, script, "train_whole", settings, log)
+    answer = worker.go()
     worker.close()
-    return [times[str(epoch)] for epoch in range(1, bench.options.epochs + 1)]
+    return {clock: answer[clock if validate else "out"] for clock in ("in", "out")}
 
 
-def train_ours(bench: Any, _: str, seed: int, validate: bool, folder: Path) -> list[float]:
-    """Seconds from the start of the command until the files of the weights were written."""
+def train_ours(bench: Any, _: str, seed: int, validate: bool, folder: Path) -> dict[str, list[float]]:
+    """Seconds from the start of the command until the files of the weights were written.
+
+    The clock without validation goes on, from the first epoch's file (validation included), by the seconds in
+    `results.csv`, which counts steps only.
+    """
     root, epochs = HERE.parent, bench.options.epochs
     command = [sys.executable, "train.py", "--data", "bccd", "--img", "320", "--batch", "16", "--epochs", str(epochs)]
     command += ["--seed", str(seed), "--project", str(folder.parent), "--name", folder.name, "--exist-ok", "--noplots"]
@@ -121,12 +118,16 @@ def train_ours(bench: Any, _: str, seed: int, validate: bool, folder: Path) -> l
     seconds = [path.stat().st_mtime - begin for path in kept]
     for path in kept:
         os.replace(path, folder / path.name)
-    return seconds
+    if not validate:
+        return {"in": seconds, "out": seconds}
+    with (folder / "results.csv").open(newline="") as file:
+        steps = [float(row["time"]) for row in csv.DictReader(file, skipinitialspace=True)]
+    return {"in": seconds, "out": [seconds[0] + step - steps[0] for step in steps]}
 
 
 def score(bench: Any, training: Training, truth: Path) -> None:
     """Score every epoch of ours; of theirs every fourth, then the three before and after the best of them."""
-    count, known = len(training.seconds), training.folder / "scores.json"
+    count, known = bench.options.epochs, training.folder / "scores.json"
     if known.exists():
         training.scores.update({int(epoch): value for epoch, value in json.loads(known.read_text()).items()})
         return
@@ -174,8 +175,9 @@ def write(path: Path, trainings: list[Training]) -> None:
     """A row an epoch that was scored."""
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["side", "seed", "validation", "epoch", "seconds", "mAP50-95"])
+        rows.writerow(["side", "seed", "epoch", "seconds with validation", "seconds without", "mAP50-95"])
         for one in trainings:
             for epoch, value in sorted(one.scores.items()):
-                where = "in" if one.validate else "out"
-                rows.writerow([one.side, one.seed, where, epoch, f"{one.seconds[epoch - 1]:.1f}", f"{value:.4f}"])
+                seconds = [f"{one.clocks[clock][epoch - 1]:.1f}" for clock in ("in", "out")]
+                seconds[0] = "" if one.clocks["in"] == one.clocks["out"] else seconds[0]
+                rows.writerow([one.side, one.seed, epoch, *seconds, f"{value:.4f}"])
