@@ -62,6 +62,32 @@ run_cli(main)
     assert words == ("error: bad\n" if code == 2 else "stopped\n")
 
 
+@pytest.mark.parametrize("broken", ["stdout", "another"])
+def test_a_closed_stdout_ends_a_program_without_words(broken: str) -> None:
+    program = f"""
+import os, sys
+from utils.errors import run_cli
+def main():
+    sys.stdin.read()
+    if {broken == "another"}:
+        reading, writing = os.pipe()
+        os.close(reading)
+        os.write(writing, b"to nobody")
+    print("never read", flush=True)
+run_cli(main)
+"""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[1], **pipes)
+    if broken == "stdout":
+        process.stdout.close()
+    process.stdin.close()
+    words = process.stderr.read().decode()
+    process.stderr.close()
+    process.stdout.close()
+    code = process.wait()
+    assert (code, words) == (141, "") if broken == "stdout" else (code == 1 and "BrokenPipeError" in words)
+
+
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
     def main() -> None:
         raise ZeroDivisionError

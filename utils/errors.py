@@ -13,6 +13,7 @@ from typing import NoReturn, TextIO
 MAX_PATH, MAX_FILE_NAME = 4095, 255  # bytes, as Linux has it; other systems allow less
 LINE = 2000  # characters of a line of a message at most
 EXIT_DONE, EXIT_USAGE, EXIT_DIVERGED, EXIT_STOPPED = 0, 2, 3, 75
+EXIT_UNREAD = 141  # as a shell reports a program that SIGPIPE ended
 
 
 class UserError(Exception):
@@ -81,7 +82,7 @@ def _shown(character: str) -> str:
 def run_cli(main: Callable[[], None]) -> None:
     """Run an entry point; a `UserError` becomes its message on stderr and its exit code, without a traceback.
 
-    So does `Stopped`.
+    So does `Stopped`. Where stdout was closed (`| head`), it ends without words, as other programs do. Exit 141.
     """
     try:
         main()
@@ -90,12 +91,27 @@ def run_cli(main: Callable[[], None]) -> None:
         _end("error: " + "\n".join(lines), error.exit_code)
     except Stopped as stopped:
         _end(str(stopped), EXIT_STOPPED)
+    except BrokenPipeError:
+        if _can_write(sys.stdout):  # it was another pipe
+            raise
+        _end("", EXIT_UNREAD)
+
+
+def _can_write(stream: TextIO) -> bool:
+    """Whether a stream still has a reader. It takes an empty line to know."""
+    try:
+        stream.write("\n")
+        stream.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _end(words: str, code: int) -> NoReturn:
     """Say it and exit with the code, also where nobody reads any more: Python would make it 120."""
     tell(sys.stdout, "")
-    tell(sys.stderr, words + "\n")
+    if words:
+        tell(sys.stderr, words + "\n")
     sys.exit(code)
 
 

@@ -395,10 +395,10 @@ class LearningRate:
 def describe_curve(curve: LRCurve) -> list[str]:
     """Say the curve in words: its length, warm-up, and the lr of each group where it matters."""
     total = curve.epochs * curve.steps_per_epoch
-    lines = [
-        f"iterations   {total} = {curve.epochs} epochs x {curve.steps_per_epoch} optimizer steps; warm-up "
-        f"{curve.warmup_steps} ({curve.warmup_steps / total:.1%})"
-    ]
+    epochs = f"{curve.epochs} epoch{'s' * (curve.epochs != 1)}"
+    steps = f"{curve.steps_per_epoch} optimizer step{'s' * (curve.steps_per_epoch != 1)}"
+    warm = f"{curve.warmup_steps} ({curve.warmup_steps / total:.1%})"
+    lines = [f"iterations   {total} = {epochs} x {steps}; warm-up {warm}"]
     marks = {total * 3 // 4: "3/4", total // 2: "1/2", total // 4: "1/4", curve.warmup_steps: "warm", 0: "first"}
     marks = {step: marks[step] for step in sorted(marks) if step < total - 1} | {total - 1: "last"}
     rows = {f"lr/{group}": values for group, values in curve.lr.items()} | {"momentum": curve.momentum}
