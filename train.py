@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 from utils import signals
 
 if __name__ == "__main__":
     signals.catch()  # before the slow imports: a signal that comes while they run is answered too
+    gc.disable()  # imports make a great many objects and no garbage; looking for some takes a tenth of their time
 
 # isort: split
 import contextlib
@@ -681,4 +684,6 @@ def run(
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what was imported stays to the end: no collection looks at it again
+    gc.enable()
     run_cli(main)

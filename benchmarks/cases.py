@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def gflops(model: torch.nn.Module, size: int) -> float:
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import: neither side's start is to pay for it
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(torch.zeros(1, 3, size, size))
     model.train()

@@ -7,11 +7,10 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from models.blocks import SPPF, Conv, CSPBlock
 from utils.errors import UserError, suggest
@@ -69,6 +68,8 @@ class TorchvisionBackbone(nn.Module):
 
     def __init__(self, name: str, pretrained: bool) -> None:
         super().__init__()
+        from torchvision.models.feature_extraction import create_feature_extractor
+
         nodes = _stride_nodes(name)
         self.body = create_feature_extractor(_torchvision_model(name, pretrained), nodes)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -82,11 +83,19 @@ class TorchvisionBackbone(nn.Module):
         return list(self.body((images - self.mean) / self.std).values())
 
 
+def _classifiers() -> ModuleType:
+    """`torchvision.models`, imported here by those who ask for it: it takes a second, and most runs do without."""
+    import torchvision.models
+
+    return torchvision.models
+
+
 def check_imagenet(name: str, download: bool) -> None:
     """Raise `UserError` where torchvision's weights of `name` would have to be fetched, and nobody asked for that."""
-    if download or name not in torchvision.models.list_models(torchvision.models):
+    classifiers = _classifiers()
+    if download or name not in classifiers.list_models(classifiers):
         return
-    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    url = classifiers.get_model_weights(name).DEFAULT.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not file.is_file():
         raise UserError(
@@ -110,12 +119,13 @@ def _tensors_only() -> Iterator[None]:
 
 
 def _torchvision_model(name: str, pretrained: bool) -> nn.Module:
-    known = torchvision.models.list_models(torchvision.models)
+    classifiers = _classifiers()
+    known = classifiers.list_models(classifiers)
     if name not in known:
         raise UserError(f"--weights torchvision:{name}: torchvision has no such classifier{suggest(name, known)}")
     try:
         with _tensors_only():
-            return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+            return classifiers.get_model(name, weights="DEFAULT" if pretrained else None)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -136,6 +146,8 @@ def _probe(body: nn.Module, size: int = 128) -> dict[str, Tensor]:
 
 def _stride_nodes(name: str) -> dict[str, str]:
     """Return {graph node: "p<stride>"} of the last 4-d output at each of the three strides."""
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
     model, size = _torchvision_model(name, pretrained=False), 128
     nodes = get_graph_node_names(model)[1]
     found: dict[int, str] = {}

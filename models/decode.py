@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
-from torchvision.ops import batched_nms
 
 from models.head import Predictions, decode_boxes
 
@@ -78,6 +77,8 @@ def _detect_one(
     index, top = index[top > conf], top[top > conf]
     boxes, classes = boxes[index // scores.shape[1]], index % scores.shape[1]
     if nms:
+        from torchvision.ops import batched_nms  # a second to import, and training's own evaluation does without
+
         groups = torch.zeros_like(classes) if agnostic else classes
         keep = batched_nms(boxes, top, groups, iou)[:max_det]
         boxes, top, classes = boxes[keep], top[keep], classes[keep]

@@ -169,7 +169,7 @@ def test_the_optimizer_is_made_of_named_groups() -> None:
     model = Odd()
     for kind, cls in zip(KINDS, (SGD, Adam, AdamW), strict=True):
         optimizer = build_optimizer(model, Settings(kind), 0.1, weight_decay=0.05, fused=False)
-        assert type(optimizer) is cls
+        assert type(optimizer).__mro__[1] is cls and type(optimizer).__name__ == kind
         groups = {group["name"]: group for group in optimizer.param_groups}
         assert {name: group["weight_decay"] for name, group in groups.items()} == {
             "decay": 0.05,
@@ -182,6 +182,56 @@ def test_the_optimizer_is_made_of_named_groups() -> None:
             assert (group["momentum"] if kind == "SGD" else group["betas"]) == (0.9 if kind == "SGD" else (0.9, 0.999))
     bare = build_optimizer(nn.Conv2d(1, 1, 1, bias=False), Settings(), 0.1, 0.05, fused=False)
     assert [group["name"] for group in bare.param_groups] == ["decay"], "groups without members are left out"
+
+
+def closure_step(model: nn.Module, optimizer: Optimizer, images: torch.Tensor) -> torch.Tensor:
+    """Take a step by a closure, and the optimizer's state through a dict; return the loss."""
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(images).square().mean()
+        loss.backward()
+        return loss
+
+    loss = optimizer.step(closure)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return loss
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("kind", "own"), [("SGD", SGD), ("Adam", Adam), ("AdamW", AdamW)])
+def test_steps_are_those_of_torchs_optimizer_to_the_last_bit(kind: str, own: type[Optimizer], fused: bool) -> None:
+    """Also with a closure, which needs gradients, under a scheduler, and after its state went through a dict."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    theirs = copy.deepcopy(ours)
+    optimizer = build_optimizer(ours, Settings(kind), 0.1, 0.05, fused)
+    twins = dict(zip(ours.parameters(), theirs.parameters(), strict=True))
+    groups = [group | {"params": [twins[p] for p in group["params"]]} for group in optimizer.param_groups]
+    pairs = [(ours, optimizer), (theirs, own(groups, lr=0.1))]
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch) for _, optimizer in pairs]
+    for images in torch.randn(5, 2, 3, 6, 6):
+        one, other = (closure_step(model, optimizer, images) for model, optimizer in pairs)
+        assert torch.equal(one, other)
+        for scheduler in schedulers:
+            scheduler.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert [p.requires_grad for p in ours.parameters()] == [True] * len(twins)
+    one, other = (optimizer.state_dict() for _, optimizer in pairs)
+    assert one["param_groups"] == other["param_groups"]
+    for i, slots in other["state"].items():
+        assert all(torch.equal(one["state"][i][name], slot) for name, slot in slots.items() if torch.is_tensor(slot))
+
+
+def test_an_optimizer_step_records_no_gradients_and_runs_its_hooks() -> None:
+    model = nn.Linear(2, 1)
+    optimizer, ran = build_optimizer(model, Settings(), 0.1, 0.05, fused=False), []
+    optimizer.register_step_pre_hook(lambda *_: ran.append("before"))
+    optimizer.register_step_post_hook(lambda *_: ran.append("after"))
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert ran == ["before", "after"]
+    assert all(p.is_leaf and p.grad_fn is None for p in model.parameters()) and torch.is_grad_enabled()
 
 
 def one_step(kind: str, momentum: float, gradient: float) -> tuple[float, float]:

@@ -100,7 +100,9 @@ def set_deterministic(wanted: bool) -> None:
     """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
+    # Only where it changes something: the call imports torch's compiler, which takes a second.
+    if wanted or torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.benchmark = False
 
 

@@ -6,13 +6,13 @@ import hashlib
 import platform
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-import torchvision
 
 from utils.errors import UserError
 
@@ -35,7 +35,7 @@ def fingerprint(data: Mapping[str, Any], device: torch.device, world_size: int) 
         "libraries": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
+            "torchvision": _installed("torchvision"),
             "numpy": str(np.__version__),
             "opencv": str(cv2.__version__),
         },
@@ -102,6 +102,14 @@ def revision(root: Path) -> str:
         packed = (shared / "packed-refs").read_text().splitlines()
         return next((line.split()[0] for line in packed if line.endswith(f" {name}")), "")
     except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _installed(package: str) -> str:
+    """The version of a package, without importing it, which may take a second; empty where its installer left none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return ""
 
 

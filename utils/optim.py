@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -16,6 +17,21 @@ GROUPS = ("decay", "no_decay", "bias")
 NO_DECAY = (nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
 ADAM_BETA2 = 0.999
 KERNEL_OPTIONS = ("fused", "foreach", "capturable")
+
+
+def eager(kind: type[Optimizer]) -> type[Optimizer]:
+    """Return `kind` without what guards its methods against being compiled; its steps are the same to the last bit.
+
+    `torch.compile` gets no optimizer here (`compile_regions` takes parts of the model), but on its first call a guard
+    imports all of torch's compiler, which takes as long as importing the rest of torch. `functools.wraps` keeps the
+    guarded function in `__wrapped__`, where `inspect.unwrap` finds it; a method that has no guard stays what it is.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), {**plain, "step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+KINDS = {kind.__name__: eager(kind) for kind in (SGD, Adam, AdamW)}
 
 
 class OptimizerSettings(Protocol):
@@ -92,9 +108,9 @@ def build_optimizer(
             name = f"{own}/{kind}" if own else kind
             groups.setdefault(name, {"name": name, **options, "params": []})["params"].append(parameter)
     ordered = list(groups.values())
+    kind = KINDS[settings.optimizer]
     if settings.optimizer == "SGD":
-        return SGD(ordered, lr=lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=fused)
-    kind = {"Adam": Adam, "AdamW": AdamW}[settings.optimizer]
+        return kind(ordered, lr=lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=fused)
     return kind(ordered, lr=lr, betas=(settings.momentum, ADAM_BETA2), fused=fused)
 
 
