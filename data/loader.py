@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data.dataset import DetectionDataset, Sample, SampleKey, epoch_order
 from data.processes import FORKS
 from utils import signals
-from utils.device import keep_freed_memory
 from utils.errors import UserError
 from utils.seed import rng
 
@@ -217,9 +216,7 @@ def _as_it_is(batch: Batch | UserError) -> Batch | UserError:
 
 
 def _init_worker(_: int) -> None:
-    """Run one thread, keep the memory of one batch for the next, and leave signals to the trainer: it ends its step and
-    saves before it ends its workers."""
+    """Run one thread, and leave signals to the trainer: it ends its step and saves before it ends its workers."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    keep_freed_memory()
     signals.leave_to_parent()
