@@ -1,4 +1,4 @@
-"""What is done to the pixels and boxes of a training picture. All draws come from a generator that is passed in.
+"""What is done to the pixels and boxes of a training picture. All draws come from numbers that are passed in.
 
 Boxes are xyxy in pixels, with pixel i covering [i, i + 1]: the centre of the first pixel is at 0.5.
 """
@@ -13,15 +13,17 @@ import cv2
 import numpy as np
 
 GREY = (114, 114, 114)  # the colour of all padding; the mean of natural images, roughly
+SAME = np.eye(3, dtype=np.float32)  # the matrix on RGB that leaves all colours as they are
 MIN_SIDE = 2.0  # px: a smaller box shows nothing to learn
 MIN_VISIBLE = 0.1  # share of a box's area that must be left in the picture
 MAX_ASPECT = 100.0
 SPARSE = 16  # px between those that are looked at for an image's colours
+TINY = 1e-9  # square px: no box is smaller, and nothing is divided by 0
 MIN_DEPTH = 0.2  # least denominator of a perspective anywhere in the picture
 
 
 class Picture(NamedTuple):
-    """An image, uint8 `[H, W, 3]` RGB, with its boxes, float32 `[n, 4]`, and classes, int64 `[n]`."""
+    """An image, uint8 `[H, W, 3]` RGB, with its boxes, float32 `[n, 4]`, and classes, integers `[n]`."""
 
     image: np.ndarray
     boxes: np.ndarray
@@ -78,24 +80,29 @@ class Affine(NamedTuple):
     shear: float  # ±, degrees
     perspective: float  # ±, change of depth per pixel
 
-    def draw(self, rng: np.random.Generator, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
-        """Draw a 3×3 matrix from `source` (width, height) to `target` pixels, about the centres of both."""
-        (source_w, source_h), (target_w, target_h) = source, target
-        u = rng.uniform(-1.0, 1.0, 8)  # always eight draws: a range of 0 doesn't shift the others
+    def draw(self, numbers: Sequence[float], source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+        """Make a 3×3 matrix from `source` (width, height) to `target` pixels, about the centres of both, of eight
+        numbers in [0, 1): a range of 0 doesn't shift what the others draw."""
+        u = [2 * number - 1 for number in numbers]
+        center_x, center_y = source[0] / 2, source[1] / 2
         angle, gain = math.radians(self.degrees * u[0]), 1.0 + self.scale * u[1]
         shear_x, shear_y = math.tan(math.radians(self.shear * u[2])), math.tan(math.radians(self.shear * u[3]))
         tilt_x, tilt_y = self.perspective * u[4], self.perspective * u[5]
-        reach = abs(tilt_x) * source_w / 2 + abs(tilt_y) * source_h / 2
+        reach = abs(tilt_x) * center_x + abs(tilt_y) * center_y
         if reach > 1 - MIN_DEPTH:  # else the horizon would lie in the picture
             tilt_x, tilt_y = tilt_x * (1 - MIN_DEPTH) / reach, tilt_y * (1 - MIN_DEPTH) / reach
         cos, sin = gain * math.cos(angle), gain * math.sin(angle)
-        to_origin = np.array([[1, 0, -source_w / 2], [0, 1, -source_h / 2], [0, 0, 1]])
-        tilt = np.array([[1, 0, 0], [0, 1, 0], [tilt_x, tilt_y, 1]])
-        rotate = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
-        skew = np.array([[1, shear_x, 0], [shear_y, 1, 0], [0, 0, 1]])
-        move_x, move_y = target_w * (0.5 + self.translate * u[6]), target_h * (0.5 + self.translate * u[7])
-        to_target = np.array([[1, 0, move_x], [0, 1, move_y], [0, 0, 1]])
-        return to_target @ skew @ rotate @ tilt @ to_origin
+        move_x, move_y = target[0] * (0.5 + self.translate * u[6]), target[1] * (0.5 + self.translate * u[7])
+        # To the origin, tilt, rotate, shear, to the target's centre: the product of five matrices, written out.
+        depth = [tilt_x, tilt_y, 1 - tilt_x * center_x - tilt_y * center_y]
+        rows = []
+        for along_x, along_y, move in (
+            (cos - shear_x * sin, sin + shear_x * cos, move_x),
+            (shear_y * cos - sin, shear_y * sin + cos, move_y),
+        ):
+            linear = (along_x, along_y, -along_x * center_x - along_y * center_y)
+            rows.append([own + move * deep for own, deep in zip(linear, depth, strict=True)])
+        return np.array([*rows, depth])
 
 
 def compose(tiles: Sequence[Tile], source: tuple[int, int], matrix: np.ndarray, target: tuple[int, int]) -> Picture:
@@ -104,35 +111,34 @@ def compose(tiles: Sequence[Tile], source: tuple[int, int], matrix: np.ndarray, 
     Where nothing is turned, sheared or tilted, each tile is resized right into its place, and no canvas is made: the
     same picture, but that tiles begin and end on whole pixels of the result, in a fraction of the time.
     """
-    gain_x, gain_y = matrix[0, 0], matrix[1, 1]
-    if matrix[0, 1] or matrix[1, 0] or matrix[2, :2].any() or gain_x <= 0 or gain_y <= 0:
+    (gain_x, skew_x, shift_x), (skew_y, gain_y, shift_y), depth = matrix.tolist()
+    if skew_x or skew_y or depth[0] or depth[1] or gain_x <= 0 or gain_y <= 0:
         return warp(paste(tiles, *source), matrix, *target)
-    across, down = (source[0], target[0], gain_x, matrix[0, 2]), (source[1], target[1], gain_y, matrix[1, 2])
+    across, down = (source[0], target[0], gain_x, shift_x), (source[1], target[1], gain_y, shift_y)
     image = np.full((target[1], target[0], 3), GREY[0], np.uint8)
-    places = []
-    for (own, _, _), x, y in tiles:
+    shown, ways = [], []
+    for (own, boxes, classes), x, y in tiles:
         left, right, u1, u2 = _span(x, own.shape[1], *across)
         top, bottom, v1, v2 = _span(y, own.shape[0], *down)
-        places.append((left, top, right, bottom, u1, v1, u2, v2))
-        if u1 < u2 and v1 < v2:
-            part = own[top:bottom, left:right]
-            image[v1:v2, u1:u2] = cv2.resize(part, (u2 - u1, v2 - v1), interpolation=cv2.INTER_LINEAR)
-    counts = [len(tile.picture.classes) for tile in tiles]
-    ways = np.array(places, np.float64).repeat(counts, axis=0)  # a box goes the way of its tile
-    begin, end, low, high = ways[:, 0:2], ways[:, 2:4], ways[:, 4:6], ways[:, 6:8]
-    gain = (high - low) / (end - begin)
-    corners = np.concatenate([tile.picture.boxes for tile in tiles]).reshape(-1, 2, 2)
-    moved = (corners - begin[:, None]) * gain[:, None] + low[:, None]
-    seen = np.minimum(np.maximum(moved, low[:, None]), high[:, None]).reshape(-1, 4)
-    with np.errstate(divide="ignore", invalid="ignore"):  # tiles out of sight
-        keep = _worth_keeping(seen, _areas(seen) / _areas(moved.reshape(-1, 4)))
-    classes = np.concatenate([tile.picture.classes for tile in tiles])
+        if u1 == u2 or v1 == v2:
+            continue
+        cv2.resize(own[top:bottom, left:right], (u2 - u1, v2 - v1), dst=image[v1:v2, u1:u2])
+        gain, high = ((u2 - u1) / (right - left), (v2 - v1) / (bottom - top)), (u2, v2)
+        shift = u1 - left * gain[0], v1 - top * gain[1]
+        ways.append((*gain, *gain, *shift, *shift, u1, v1, u1, v1, *high, *high))
+        shown.append((boxes, classes))
+    if not shown:
+        return Picture(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    boxes, classes = (np.concatenate(parts) for parts in zip(*shown, strict=True))
+    way = np.array(ways).repeat([len(own) for _, own in shown], axis=0)  # a box goes the way of its tile
+    moved = boxes * way[:, 0:4] + way[:, 4:8]
+    seen = np.minimum(np.maximum(moved, way[:, 8:12]), way[:, 12:16])
+    keep = _worth_keeping(seen, _areas(seen) / np.maximum(_areas(moved), TINY))
     return Picture(image, seen[keep].astype(np.float32), classes[keep])
 
 
 def _span(start: int, length: int, source: int, target: int, gain: float, shift: float) -> tuple[int, int, int, int]:
-    """Which pixels of a tile, along one axis, fill which of the target: (from, to, from, to); where none do, all of it
-    fills none.
+    """Which pixels of a tile, along one axis, fill which of the target: (from, to, from, to); four zeros if none do.
 
     The tile covers `start` … `start + length` of a canvas of `source` pixels, whose x lies at `gain · x + shift`.
     """
@@ -140,7 +146,7 @@ def _span(start: int, length: int, source: int, target: int, gain: float, shift:
     last = min(round(gain * min(start + length, source) + shift), target)
     begin = min(max(round((first - shift) / gain) - start, 0), length)
     end = min(max(round((last - shift) / gain) - start, 0), length)
-    return (begin, end, first, last) if first < last and begin < end else (0, length, 0, 0)
+    return (begin, end, first, last) if first < last and begin < end else (0, 0, 0, 0)
 
 
 def warp(picture: Picture, matrix: np.ndarray, width: int, height: int) -> Picture:
@@ -238,18 +244,18 @@ def mixup(first: Picture, second: Picture, share: float) -> Picture:
     return Picture(image, boxes, np.concatenate([first.classes, second.classes]))
 
 
-def hsv_draw(image: np.ndarray, rng: np.random.Generator, hue: float, saturation: float, value: float) -> np.ndarray:
-    """Draw a change of colours, a matrix as of `hsv_matrix`: the hue turned by up to ±`hue` of a full circle,
-    saturation and value multiplied by 1 ± their shares."""
+def hsv_draw(image: np.ndarray, numbers: Sequence[float], hue: float, saturation: float, value: float) -> np.ndarray:
+    """A change of colours, a matrix as of `hsv_matrix`, of three numbers in [0, 1): the hue turned by up to ±`hue` of
+    a full circle, saturation and value multiplied by 1 ± their shares. `SAME` where all ranges are 0."""
     if not (hue or saturation or value):
-        return np.eye(3, dtype=np.float32)
-    u = rng.uniform(-1.0, 1.0, 3)
-    return hsv_matrix(image, hue * u[0], 1 + saturation * u[1], 1 + value * u[2])
+        return SAME
+    turn, vivid, bright = (2 * number - 1 for number in numbers)
+    return hsv_matrix(image, hue * turn, 1 + saturation * vivid, 1 + value * bright)
 
 
 def recolour(image: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """Multiply the RGB of every pixel by a 3×3 matrix, rounded and kept within 0 and 255."""
-    return image if (colour == np.eye(3)).all() else cv2.transform(image, colour)
+    """Multiply the RGB of every pixel, in its place, by a 3×3 matrix, rounded and kept within 0 and 255."""
+    return image if colour is SAME else cv2.transform(image, colour, dst=image)
 
 
 def hsv_matrix(image: np.ndarray, turn: float, saturation: float, value: float) -> np.ndarray:
@@ -266,7 +272,7 @@ def hsv_matrix(image: np.ndarray, turn: float, saturation: float, value: float) 
     same, side = (1 - cos) / 3, sin / math.sqrt(3)
     near, before, after = cos + same, same - side, same + side
     turned = np.array([[near, before, after], [after, near, before], [before, after, near]])
-    changed = value * (saturation * np.eye(3) + (1 - saturation) * weights) @ turned
+    changed = value * saturation * turned + value * (1 - saturation) * (weights @ turned)
     return changed.astype(np.float32)
 
 
@@ -276,9 +282,10 @@ def flip(picture: Picture, horizontal: bool, vertical: bool) -> Picture:
         return picture
     image, boxes, classes = picture
     height, width = image.shape[:2]
+    mirrored = boxes.copy()
     if horizontal:
-        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+        mirrored[:, 0], mirrored[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
     if vertical:
-        boxes = np.stack([boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]], 1)
+        mirrored[:, 1], mirrored[:, 3] = height - boxes[:, 3], height - boxes[:, 1]
     code = -1 if horizontal and vertical else int(horizontal)
-    return Picture(cv2.flip(image, code), boxes.astype(np.float32, copy=False), classes)
+    return Picture(cv2.flip(image, code), mirrored, classes)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import permutations
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.augment import Affine, Picture, Tile, compose, flip, hsv_draw, letterbox, mixup, mosaic, recolour
+from data.augment import SAME, Affine, Picture, Tile, compose, flip, hsv_draw, letterbox, mixup, mosaic, recolour
 from data.cache import ImageCache, ImageList, build_cache, load_indexed, resized_sizes
 from utils.errors import UserError
 from utils.seed import rng
 
-SAME = np.eye(3, dtype=np.float32)
 NEAR = 64  # images before a sample, in the order of its epoch, that its partners are drawn from
+NO_WAY = torch.full((4,), torch.nan)  # the letterbox of a sample that is none
+ORDERS = tuple(permutations(range(4)))
 KEPT = 2 * NEAR  # decoded images that a process remembers: with room for those that other workers' samples share
 
 
@@ -54,6 +57,25 @@ class SampleKey(NamedTuple):
 
     epoch: int
     index: int
+
+
+class Numbers(NamedTuple):
+    """All that a sample draws, uniform in [0, 1), by what it is for: no setting shifts what another draws."""
+
+    composite: float
+    partners: Sequence[float]  # 3
+    order: float
+    center: Sequence[float]  # 2
+    affine: Sequence[float]  # 8
+    colour: Sequence[float]  # 3
+    flips: Sequence[float]  # 2
+    mixup: Sequence[float]  # 2
+
+    @classmethod
+    def draw(cls, seed: int, key: SampleKey, role: int) -> Numbers:
+        """role: 0, or 1 + the index of the sample that the one of `key` is mixed into."""
+        u = rng(seed, "mosaic", *key, role).random(22).tolist()  # one generator: to make it costs most of it
+        return cls(u[0], u[1:4], u[4], u[5:7], u[7:15], u[15:18], u[18:20], u[20:22])
 
 
 @dataclass(frozen=True)
@@ -115,6 +137,7 @@ class DetectionDataset(Dataset[Sample]):
         self._affine = Affine(hyp.degrees, hyp.translate, hyp.scale, hyp.shear, hyp.perspective)
         self._cache: ImageCache | None = build_cache(index, imgsz, cache) if cache else None
         self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._boxes, self._classes, self._offsets = _without_crowds(index)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -137,12 +160,12 @@ class DetectionDataset(Dataset[Sample]):
     def _load(self, i: int) -> Picture:
         """Image `i`, its long side resized to `imgsz`, with its boxes."""
         image = self._cache[i] if self._cache is not None else self._decode(i)
-        labels = slice(self.index.offsets[i], self.index.offsets[i + 1])
-        single = ~self.index.crowd[labels]
-        gain = (image.shape[1::-1] / self.index.sizes[i]).astype(np.float32)
-        boxes = self.index.boxes[labels][single] * np.tile(gain, 2)
-        classes = self.index.classes[labels][single].astype(np.int64)
-        return Picture(image, boxes, np.zeros_like(classes) if self.single_cls else classes)
+        begin, end = self._offsets[i : i + 2].tolist()
+        boxes = self._boxes[begin:end]
+        (width, height), (own_height, own_width, _) = self.index.sizes[i].tolist(), image.shape
+        if (own_width, own_height) != (width, height):
+            boxes = boxes * np.array([own_width / width, own_height / height] * 2, np.float32)
+        return Picture(image, boxes, self._classes[begin:end])
 
     def _decode(self, i: int) -> np.ndarray:
         """Image `i` from its file, or from memory where it was among the last of a training set."""
@@ -160,57 +183,68 @@ class DetectionDataset(Dataset[Sample]):
         gain = image.shape[1::-1] / self.index.sizes[i]
         canvas, left, top = letterbox(image, *self._shape(i))
         boxes = boxes + np.array([left, top, left, top], np.float32)
-        return _sample(Picture(canvas, boxes, classes), i, [*gain, left, top])
+        letterbox_way = torch.tensor([*gain, left, top], dtype=torch.float32)
+        return self._sample(Picture(canvas, boxes, classes), i, letterbox_way)
 
     def _training_sample(self, key: SampleKey) -> Sample:
         hyp, composite = self.hyp, not self.rect and key.epoch < self._first_plain_epoch
-        picture = self._warped(key, 0, composite)
-        if composite and hyp.mixup:
-            draw = rng(self.seed, "mixup", *key)
-            if draw.random() < hyp.mixup:
-                partner = int(self._partners(key, draw, 1)[0])
-                other = self._warped(SampleKey(key.epoch, partner), 1 + key.index, composite)
-                picture = mixup(picture, other, draw.beta(32.0, 32.0))
-        colour = hsv_draw(picture.image, rng(self.seed, "hsv", *key), hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
-        image = picture.image if self.defer_colour else recolour(picture.image, colour)
-        left_right, top_bottom = rng(self.seed, "flip", *key).random(2) < (hyp.fliplr, hyp.flipud)
-        picture = flip(picture._replace(image=image), bool(left_right), bool(top_bottom))
-        return _sample(picture, key.index, [np.nan] * 4, colour if self.defer_colour else SAME)
+        numbers = Numbers.draw(self.seed, key, 0)
+        picture = self._warped(key, numbers, composite)
+        if composite and numbers.mixup[0] < hyp.mixup:
+            (partner,) = self._partners(key, numbers.mixup[1:])
+            own = SampleKey(key.epoch, partner)
+            other = self._warped(own, Numbers.draw(self.seed, own, 1 + key.index), composite)
+            picture = mixup(picture, other, rng(self.seed, "mixup", *key).beta(32.0, 32.0))
+        colour = hsv_draw(picture.image, numbers.colour, hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
+        if not self.defer_colour:
+            recolour(picture.image, colour)
+        left_right, top_bottom = numbers.flips
+        picture = flip(picture, left_right < hyp.fliplr, top_bottom < hyp.flipud)
+        return self._sample(picture, key.index, NO_WAY, colour if self.defer_colour else SAME)
 
-    def _warped(self, key: SampleKey, role: int, composite: bool) -> Picture:
-        """A mosaic or a single picture, warped. `role`: 0, or 1 + the index of the sample that it is mixed into."""
-        draw = rng(self.seed, "mosaic", *key, role)
-        if composite and draw.random() < self.hyp.mosaic:
-            tiles = self._mosaic(key, draw)
+    def _warped(self, key: SampleKey, numbers: Numbers, composite: bool) -> Picture:
+        """A mosaic or a single picture, warped."""
+        if composite and numbers.composite < self.hyp.mosaic:
+            tiles = self._mosaic(key, numbers)
             source, target = (2 * self.imgsz,) * 2, (self.imgsz,) * 2
         else:
             picture = self._load(key.index)
             source = target = self._shape(key.index)[::-1]
             left, top = ((side - own) // 2 for side, own in zip(target, picture.image.shape[1::-1], strict=True))
             tiles = [Tile(picture, left, top)]
-        matrix = self._affine.draw(rng(self.seed, "affine", *key, role), source, target)
-        return compose(tiles, source, matrix, target)
+        return compose(tiles, source, self._affine.draw(numbers.affine, source, target), target)
 
-    def _partners(self, key: SampleKey, draw: np.random.Generator, count: int) -> np.ndarray:
-        """Draw images from those just before this one in the epoch's order: whoever loads them in turn has them."""
+    def _partners(self, key: SampleKey, numbers: Sequence[float]) -> list[int]:
+        """An image for each number, from those just before this one in the epoch's order: whoever loads them in turn
+        has them."""
         order, place = epoch_order(self.seed, key.epoch, len(self))
-        back = draw.integers(1, max(min(NEAR, len(self) - 1), 1) + 1, size=count)
-        return order[(place[key.index] - back) % len(self)]
+        reach, own = max(min(NEAR, len(self) - 1), 1), int(place[key.index])
+        return [int(order[(own - 1 - int(reach * number)) % len(self)]) for number in numbers]
 
-    def _mosaic(self, key: SampleKey, draw: np.random.Generator) -> list[Tile]:
+    def _mosaic(self, key: SampleKey, numbers: Numbers) -> list[Tile]:
         """Image `key.index` and three others, in drawn places."""
-        members = np.array([key.index, *self._partners(key, draw, 3)])[draw.permutation(4)]
-        center_x, center_y = draw.integers(self.imgsz // 2, 3 * self.imgsz // 2 + 1, size=2)
-        return mosaic([self._load(int(member)) for member in members], int(center_x), int(center_y))
+        members = (key.index, *self._partners(key, numbers.partners))
+        pictures = [self._load(members[place]) for place in ORDERS[int(len(ORDERS) * numbers.order)]]
+        first, last = self.imgsz // 2, 3 * self.imgsz // 2
+        return mosaic(pictures, *(first + int((last + 1 - first) * number) for number in numbers.center))
+
+    def _sample(self, picture: Picture, index: int, way: Tensor, colour: np.ndarray = SAME) -> Sample:
+        image, boxes, classes = picture
+        classes = torch.from_numpy(classes.astype(np.int64))
+        return Sample(
+            torch.from_numpy(image).permute(2, 0, 1),
+            torch.from_numpy(boxes),
+            torch.zeros_like(classes) if self.single_cls else classes,
+            index,
+            way,
+            torch.from_numpy(colour),
+        )
 
 
-def _sample(picture: Picture, index: int, way: list[float], colour: np.ndarray = SAME) -> Sample:
-    image, boxes, classes = picture
-    return Sample(
-        torch.from_numpy(image).permute(2, 0, 1),
-        torch.from_numpy(np.ascontiguousarray(boxes, np.float32)),
-        torch.from_numpy(classes),
-        index,
-        torch.tensor(way, dtype=torch.float32),
-        torch.from_numpy(colour),
-    )
+def _without_crowds(index: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes, classes and offsets of the single objects: the index's own arrays where there are no crowds."""
+    single = ~index.crowd
+    if single.all():
+        return index.boxes, index.classes, index.offsets
+    before = np.concatenate([[0], np.cumsum(single)])
+    return index.boxes[single], index.classes[single], before[index.offsets]

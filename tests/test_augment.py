@@ -13,6 +13,7 @@ from data.augment import (
     Affine,
     Picture,
     Tile,
+    _span,
     compose,
     flip,
     hsv_draw,
@@ -74,7 +75,7 @@ def test_the_box_of_a_bright_rectangle_hugs_the_bright_pixels(seed: int) -> None
     draw = np.random.default_rng(seed)
     x, y = draw.integers(5, 60, 2)
     picture = rectangle(160, 120, (x, y, x + draw.integers(15, 80), y + draw.integers(15, 50)))
-    matrix = ALL.draw(draw, (160, 120), (128, 96))
+    matrix = ALL.draw(draw.random(8), (160, 120), (128, 96))
     image, boxes, classes = warp(picture, matrix, 128, 96)
     bright = image[..., 0] > (114 + 255) / 2
     if not len(boxes):
@@ -89,7 +90,7 @@ def test_warped_boxes_equal_a_slow_search(affine: Affine) -> None:
     draw = np.random.default_rng(7)
     source, target = (100, 80), (60, 50)
     for _ in range(12):
-        matrix = affine.draw(draw, source, target)
+        matrix = affine.draw(draw.random(8), source, target)
         corner = draw.uniform(-30, 90, (6, 2))
         boxes = np.concatenate([corner, corner + draw.uniform(4, 60, (6, 2))], 1)
         found, keep = warp_boxes(boxes, matrix, source, target)
@@ -108,7 +109,7 @@ def test_a_warp_that_changes_nothing_changes_no_bit() -> None:
     draw = np.random.default_rng(0)
     image = draw.integers(0, 256, (40, 60, 3), dtype=np.uint8)
     boxes = np.array([[1, 2, 30, 33.25]], np.float32)
-    matrix = Affine(0, 0, 0, 0, 0).draw(draw, (60, 40), (60, 40))
+    matrix = Affine(0, 0, 0, 0, 0).draw(draw.random(8), (60, 40), (60, 40))
     out = warp(Picture(image, boxes, np.array([0])), matrix, 60, 40)
     assert (out.image == image).all() and (out.boxes == boxes).all()
 
@@ -191,9 +192,23 @@ def test_what_lies_outside_of_the_source_is_not_turned_into_view() -> None:
 
 def test_no_boxes() -> None:
     for affine in (ALL, Affine(0, 0, 0.5, 0, 0)):
-        matrix = affine.draw(np.random.default_rng(0), (20, 20), (20, 20))
+        matrix = affine.draw(np.random.default_rng(0).random(8), (20, 20), (20, 20))
         out = warp(no_boxes(np.zeros((20, 20, 3), np.uint8)), matrix, 20, 20)
         assert out.boxes.shape == (0, 4) and out.boxes.dtype == np.float32 and out.classes.shape == (0,)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_drawn_matrix_is_the_product_of_its_steps(seed: int) -> None:
+    numbers = np.random.default_rng(seed).random(8)
+    u = 2 * numbers - 1
+    angle, gain, (shear_x, shear_y) = np.radians(45 * u[0]), 1 + 0.5 * u[1], np.tan(np.radians(15 * u[2:4]))
+    to_origin = np.array([[1, 0, -50], [0, 1, -40], [0, 0, 1]])
+    tilt = np.array([[1, 0, 0], [0, 1, 0], [*(0.001 * u[4:6]), 1]])
+    turn = np.array([[np.cos(angle), np.sin(angle), 0], [-np.sin(angle), np.cos(angle), 0], [0, 0, 1 / gain]]) * gain
+    skew = np.array([[1, shear_x, 0], [shear_y, 1, 0], [0, 0, 1]])
+    to_target = np.array([[1, 0, 60 * (0.5 + 0.2 * u[6])], [0, 1, 70 * (0.5 + 0.2 * u[7])], [0, 0, 1]])
+    drawn = ALL.draw(numbers, (100, 80), (60, 70))
+    assert np.allclose(drawn, to_target @ skew @ turn @ tilt @ to_origin, rtol=1e-12, atol=1e-12)
 
 
 def test_draws_stay_in_their_ranges_about_the_centres() -> None:
@@ -201,7 +216,7 @@ def test_draws_stay_in_their_ranges_about_the_centres() -> None:
     source, target = (200, 100), (64, 64)
     angles, gains, moves = [], [], []
     for _ in range(300):
-        matrix = Affine(30, 0.1, 0.5, 0, 0).draw(draw, source, target)
+        matrix = Affine(30, 0.1, 0.5, 0, 0).draw(draw.random(8), source, target)
         center = matrix @ [100, 50, 1]
         moves.append(center[:2] / 64 - 0.5)
         gains.append(math.sqrt(np.linalg.det(matrix[:2, :2])))
@@ -212,8 +227,8 @@ def test_draws_stay_in_their_ranges_about_the_centres() -> None:
 
 
 def test_no_range_shifts_the_draws_of_another() -> None:
-    with_shear = Affine(0, 0.1, 0.5, 10, 0).draw(np.random.default_rng(5), (50, 50), (50, 50))
-    without = Affine(0, 0.1, 0.5, 0, 0).draw(np.random.default_rng(5), (50, 50), (50, 50))
+    with_shear = Affine(0, 0.1, 0.5, 10, 0).draw(np.random.default_rng(5).random(8), (50, 50), (50, 50))
+    without = Affine(0, 0.1, 0.5, 0, 0).draw(np.random.default_rng(5).random(8), (50, 50), (50, 50))
     assert (with_shear @ [25, 25, 1] == without @ [25, 25, 1]).all()
     assert (with_shear != without).any()
 
@@ -221,7 +236,8 @@ def test_no_range_shifts_the_draws_of_another() -> None:
 def test_the_horizon_is_never_in_the_picture() -> None:
     draw = np.random.default_rng(0)
     corners = np.array([[0, 0, 1], [1280, 0, 1], [1280, 1280, 1], [0, 1280, 1]]).T
-    depths = [(Affine(10, 0.1, 0.5, 5, 0.01).draw(draw, (1280, 1280), (640, 640)) @ corners)[2] for _ in range(200)]
+    affine = Affine(10, 0.1, 0.5, 5, 0.01)
+    depths = [(affine.draw(draw.random(8), (1280, 1280), (640, 640)) @ corners)[2] for _ in range(200)]
     assert np.min(depths) >= MIN_DEPTH - 1e-9
 
 
@@ -266,7 +282,7 @@ def test_a_composed_mosaic_is_the_warped_canvas(seed: int) -> None:
     draw, side = np.random.default_rng(seed), 160
     pictures = [smooth_picture(draw, *draw.integers(60, side + 1, 2)) for _ in range(4)]
     tiles = mosaic(pictures, *map(int, draw.integers(side // 2, 3 * side // 2 + 1, 2)))
-    matrix = Affine(0, 0.1, 0.5, 0, 0).draw(draw, (2 * side,) * 2, (side,) * 2)
+    matrix = Affine(0, 0.1, 0.5, 0, 0).draw(draw.random(8), (2 * side,) * 2, (side,) * 2)
     quick = compose(tiles, (2 * side,) * 2, matrix, (side,) * 2)
     exact = warp(paste(tiles, 2 * side, 2 * side), matrix, side, side)
     # Tiles end on whole pixels: the seams differ, and what lies between them by a fraction of a pixel.
@@ -279,6 +295,28 @@ def test_a_composed_mosaic_is_the_warped_canvas(seed: int) -> None:
     assert abs(len(quick.boxes) - len(exact.boxes)) <= 2  # at the limit of what is worth keeping
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_each_tile_is_resized_into_its_place_and_nothing_else_changes(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    matrix = np.diag([*draw.uniform(0.02, 2, 2), 1])
+    pictures = [no_boxes(draw.integers(0, 256, (*draw.integers(1, 40, 2), 3), dtype=np.uint8)) for _ in range(4)]
+    tiles = mosaic(pictures, *map(int, draw.integers(0, 80, 2)))
+    image = compose(tiles, (80, 80), matrix, (50, 50)).image
+    expected = np.full((50, 50, 3), 114, np.uint8)
+    for (own, _, _), x, y in tiles:
+        left, right, u1, u2 = _span(x, own.shape[1], 80, 50, matrix[0, 0], 0)
+        top, bottom, v1, v2 = _span(y, own.shape[0], 80, 50, matrix[1, 1], 0)
+        if u1 < u2 and v1 < v2:
+            expected[v1:v2, u1:u2] = cv2.resize(own[top:bottom, left:right].copy(), (u2 - u1, v2 - v1))
+    assert (image == expected).all()
+
+
+def test_tiles_out_of_sight_leave_grey_and_no_boxes() -> None:
+    tile = Tile(rectangle(20, 20, (0, 0, 20, 20)), 60, 5)
+    image, boxes, classes = compose([tile] * 2, (100, 100), np.eye(3), (50, 50))
+    assert (image == 114).all() and boxes.shape == (0, 4) and boxes.dtype == np.float32 and classes.shape == (0,)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_box_of_a_bright_rectangle_in_a_composed_mosaic_hugs_the_bright_pixels(seed: int) -> None:
     draw = np.random.default_rng(seed)
@@ -286,7 +324,7 @@ def test_the_box_of_a_bright_rectangle_in_a_composed_mosaic_hugs_the_bright_pixe
     bright = rectangle(100, 80, (x, y, x + draw.integers(20, 50), y + draw.integers(20, 35)))
     plain = [no_boxes(np.full((70, 90, 3), 114, np.uint8)) for _ in range(3)]
     tiles = mosaic([*plain[: seed % 4], bright, *plain[seed % 4 :]], *map(int, draw.integers(60, 140, 2)))
-    matrix = Affine(0, 0.2, 0.5, 0, 0).draw(draw, (200, 200), (100, 100))
+    matrix = Affine(0, 0.2, 0.5, 0, 0).draw(draw.random(8), (200, 200), (100, 100))
     image, boxes, classes = compose(tiles, (200, 200), matrix, (100, 100))
     assert len(boxes) == len(classes) <= 1
     if len(boxes):
@@ -298,7 +336,7 @@ def test_the_box_of_a_bright_rectangle_in_a_composed_mosaic_hugs_the_bright_pixe
 def test_a_turned_mosaic_goes_by_the_canvas() -> None:
     draw = np.random.default_rng(3)
     tiles = mosaic([smooth_picture(draw, 80, 60) for _ in range(4)], 70, 90)
-    matrix = ALL.draw(draw, (160, 160), (80, 80))
+    matrix = ALL.draw(draw.random(8), (160, 160), (80, 80))
     one, other = compose(tiles, (160, 160), matrix, (80, 80)), warp(paste(tiles, 160, 160), matrix, 80, 80)
     assert all((a == b).all() for a, b in zip(one, other, strict=True))
 
@@ -316,7 +354,7 @@ def test_a_tile_that_moves_by_whole_pixels_is_copied() -> None:
 
 
 def jitter_hsv(image: np.ndarray, draw: np.random.Generator, *ranges: float) -> np.ndarray:
-    return recolour(image, hsv_draw(image, draw, *ranges))
+    return recolour(image.copy(), hsv_draw(image, draw.random(3), *ranges))
 
 
 def classic_jitter(image: np.ndarray, u: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:
@@ -364,10 +402,19 @@ def test_hsv_jitter_keeps_greys_grey_and_can_be_off() -> None:
     grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2)
     out = jitter_hsv(grey, np.random.default_rng(0), 0.5, 0.9, 0.4)
     assert np.ptp(out.astype(int), axis=-1).max() <= 1  # rounding
-    assert jitter_hsv(grey, np.random.default_rng(0), 0, 0, 0) is grey
-    before = grey.copy()
-    jitter_hsv(grey, np.random.default_rng(0), 0.5, 0.9, 0.4)
-    assert (grey == before).all()
+    assert (jitter_hsv(grey, np.random.default_rng(0), 0, 0, 0) == grey).all()
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 31, 320])
+def test_colours_changed_in_their_place_are_those_changed_elsewhere(side: int) -> None:
+    draw = np.random.default_rng(side)
+    image = draw.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    colour = hsv_draw(image, draw.random(3), 0.5, 0.9, 0.4)
+    exact = np.clip(np.rint(image @ colour.T.astype(np.float64)), 0, 255)
+    elsewhere = cv2.transform(image, colour)
+    out = recolour(image, colour)
+    assert out is image and (out == elsewhere).all()
+    assert np.abs(out - exact).max() <= 1  # OpenCV counts in fixed point
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from data import cache
-from data.cache import build_cache, cache_root, load_image, load_indexed, resized_sizes
+from data.cache import build_cache, cache_root, load_image, load_indexed, resized_size, resized_sizes
 from data.images import read_header
 from utils.errors import UserError
 
@@ -74,7 +74,7 @@ def test_cache_root_is_the_variable_or_in_the_home_folder(tmp_path: Path, monkey
     ],
 )
 def test_resized_sizes(size: tuple[int, int], imgsz: int, expected: tuple[int, int]) -> None:
-    assert tuple(resized_sizes(np.array(size), imgsz)) == expected
+    assert tuple(resized_sizes(np.array(size), imgsz)) == resized_size(*size, imgsz) == expected
     assert resized_sizes(np.array([size, size], np.int32), imgsz).tolist() == [list(expected)] * 2
 
 
@@ -84,6 +84,21 @@ def test_channels_come_as_rgb(tmp_path: Path) -> None:
     image = load_image(path, 6)
     assert image.shape == (4, 6, 3)
     assert (image == (red, green, blue)).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".ppm", ".webp", ".jpg"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("imgsz", [8, 16, 32, 64])
+def test_every_kind_comes_as_rgb_at_any_fraction(tmp_path: Path, suffix: str, kind: type, imgsz: int) -> None:
+    if kind == np.uint16 and suffix not in (".png", ".tif"):
+        pytest.skip("a format of bytes")
+    blue, green, red = 20, 90, 200
+    path = write(
+        tmp_path / f"a{suffix}", np.full((48, 64, 3), (blue, green, red), kind) * (257 if kind == np.uint16 else 1)
+    )
+    image = load_image(path, imgsz)
+    assert image.shape == (imgsz * 3 // 4, imgsz, 3) and image.dtype == np.uint8
+    assert np.abs(image.astype(int) - (red, green, blue)).max() <= (4 if suffix in (".webp", ".jpg") else 0)
 
 
 @pytest.mark.parametrize("size", [(640, 480), (642, 481), (333, 1000), (8, 8), (1, 1)])

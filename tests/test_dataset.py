@@ -12,7 +12,7 @@ import torch
 
 from data import dataset as dataset_module
 from data.cache import load_image
-from data.dataset import KEPT, NEAR, DetectionDataset, Sample, SampleKey, epoch_order
+from data.dataset import KEPT, NEAR, DetectionDataset, Numbers, Sample, SampleKey, epoch_order
 from data.loader import collate
 from utils.errors import UserError
 
@@ -308,11 +308,31 @@ def test_partners_come_from_just_before_in_the_order_of_the_epoch_and_every_othe
     order, place = epoch_order(5, 2, 1000)
     back = []
     for i in range(1000):
-        partners = many._partners(SampleKey(2, i), np.random.default_rng(i), 3)
+        partners = np.array(many._partners(SampleKey(2, i), np.random.default_rng(i).random(3)))
         back += ((place[i] - place[partners]) % 1000).tolist()
     assert min(back) == 1 and max(back) == NEAR
     counts = np.bincount(back, minlength=NEAR + 1)[1:]
     assert abs(counts - 3000 / NEAR).max() < 6 * np.sqrt(3000 / NEAR)
+
+
+def test_the_places_of_a_mosaic_and_its_centre_are_drawn_evenly(index: Labelled) -> None:
+    dataset = make(index, replace(PLAIN, mosaic=1.0))
+    corners, centers = np.zeros(4), []
+    for epoch in range(500):
+        key = SampleKey(epoch, 3)
+        tiles = dataset._mosaic(key, Numbers.draw(5, key, 0))
+        own = [corner for corner, tile in enumerate(tiles) if tile.picture.classes.tolist() == [3]]
+        corners[own] += 1 / len(own)
+        centers.append((tiles[3].x, tiles[3].y))  # the first pixel of the last tile
+        for corner, ((image, _, _), x, y) in enumerate(tiles):
+            met = (x if corner % 2 else x + image.shape[1], y if corner // 2 else y + image.shape[0])
+            assert met == centers[-1]
+    assert abs(corners - 125).max() < 6 * np.sqrt(125 * 0.75)
+    centers = np.array(centers)
+    assert 64 <= centers.min() < 66 and 190 < centers.max() <= 192
+    counts = [np.histogram(centers[:, axis], 8, (64, 193))[0] for axis in (0, 1)]
+    assert abs(np.array(counts) - 62.5).max() < 5 * np.sqrt(62.5)
+    assert abs(np.corrcoef(centers.T)[0, 1]) < 0.2
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
