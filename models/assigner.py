@@ -110,7 +110,7 @@ def box_windows(
 
 
 def _own_scores(scores: Tensor, classes: Tensor, windows: Tensor | None) -> Tensor:
-    """Scores `[B, A, nc]` of each object's class `[B, M]`, at all points or those of its window: `[B, M, N]`, a copy."""
+    """Scores `[B, A, nc]` of each object's class `[B, M]` at all points or in its window: `[B, M, N]`, a copy."""
     by_class = scores.transpose(1, 2)
     if windows is None:
         return by_class[torch.arange(len(classes), device=classes.device)[:, None], classes]
