@@ -26,6 +26,17 @@ class Assignment(NamedTuple):
     weight: Tensor
 
 
+class Windows(NamedTuple):
+    """N different points for each of the M boxes.
+
+    index: `[B, M, N]` int64, which of the A anchor points.
+    outside: `[B, M, N]` bool: does the point lie outside the box (see `outside_boxes`)?
+    """
+
+    index: Tensor
+    outside: Tensor
+
+
 @torch.no_grad()
 def assign(
     branches: list[tuple[Tensor, int]],
@@ -37,7 +48,7 @@ def assign(
     *,
     alpha: float,
     beta: float,
-    windows: Tensor | None = None,
+    windows: Windows | None = None,
 ) -> list[Assignment]:
     """Assign points to objects by how well class and place agree (TOOD, arXiv:2108.07755).
 
@@ -47,23 +58,25 @@ def assign(
 
     Args:
         branches: class branches that score the same boxes: (probabilities `[B, A, nc]`, topk) of each.
-        boxes: predicted, xyxy pixels: `[B, A, 4]`, or `[B, M, N, 4]` at the points of `windows`.
+        boxes: predicted, xyxy pixels: `[B, A, 4]`, or `[B, M, N, 4]` where there are windows.
         points: `[A, 2]` pixels.  strides: `[A, 1]` pixels.
         truth_boxes: `[B, M, 4]` xyxy pixels.  truth_classes: `[B, M]`, −1 where padding.
-        windows: what `box_windows` gives: no other points are considered.
+        windows: of `box_windows`: the only points that are considered.
     Returns:
         one `Assignment` a branch.
     """
     objects, count = truth_boxes.shape[1], len(points)
     cells = MAX_CELLS if boxes.device.type == "cpu" else GPU_CELLS
-    per_chunk = max(1, cells // max(1, objects * (count if windows is None else windows.shape[2])))
+    per_chunk = max(1, cells // max(1, objects * (count if windows is None else windows.index.shape[2])))
     chunks: list[list[Assignment]] = [[] for _ in branches]
     for first in range(0, len(boxes), per_chunk):
         part = slice(first, first + per_chunk)
-        own = None if windows is None else windows[part]
-        near = points[None, None] if own is None else points[own]
-        predicted = boxes[part, None] if boxes.ndim == 3 else boxes[part]
-        outside = outside_boxes(near, strides, truth_boxes[part]) | (truth_classes[part] < 0)[..., None]
+        if windows is None:
+            own, predicted = None, boxes[part, None]
+            outside = outside_boxes(points, strides, truth_boxes[part])
+        else:
+            own, predicted, outside = windows.index[part], boxes[part], windows.outside[part]
+        outside = outside | (truth_classes[part] < 0)[..., None]
         overlap = pairwise_iou(truth_boxes[part], predicted).masked_fill_(outside, 0)
         closeness = overlap.pow(beta)
         classes = truth_classes[part].clamp(min=0)
@@ -75,11 +88,11 @@ def assign(
 
 def box_windows(
     points: Tensor, strides: Tensor, shapes: tuple[tuple[int, int], ...], truth_boxes: Tensor
-) -> Tensor | None:
-    """Return `[B, M, N]` int64: for each box N different points, all those inside it among them; or None: all points.
+) -> Windows | None:
+    """Return the points around each box, among which all inside it are; or None: all points.
 
-    They are a rectangle of each level's map, as wide and as high as the largest box needs. So N depends on the boxes,
-    and the host has to look at them: None where that would be a wait, or where little is gained.
+    They are a rectangle of each level's map, as wide and as high as the largest box needs. So their number depends on
+    the boxes, and the host has to look at them: None where that would be a wait, or where little is gained.
 
     Args:
         points: `[A, 2]` pixels, level by level, row by row.  strides: `[A, 1]` pixels.
@@ -87,26 +100,35 @@ def box_windows(
     """
     if truth_boxes.device.type not in LOOKS:
         return None
-    sides, first, firsts, sizes = widened(truth_boxes, strides), 0, [], []
+    left, top, right, bottom = widened(truth_boxes, strides)
+    spans, first = [], 0
     for height, width in shapes:
         level = points[first : first + height * width]
-        for places, axis in ((level[:width, 0].contiguous(), 0), (level[::width, 1].contiguous(), 1)):
-            begin = torch.searchsorted(places, sides[axis])
-            end = torch.searchsorted(places, sides[axis + 2], right=True)
-            firsts.append(begin)
-            sizes.append((end - begin).amax().clamp(min=1))
+        spans += [_span(level[:width, 0], left, right), _span(level[::width, 1], top, bottom)]
         first += height * width
-    wide = torch.stack(sizes).tolist()
-    if sum(w * h for w, h in zip(wide[::2], wide[1::2], strict=True)) > len(points) // 2:
+    sizes = torch.stack([(end - begin).amax() for begin, end in spans]).clamp_(min=1).tolist()
+    if sum(w * h for w, h in zip(sizes[::2], sizes[1::2], strict=True)) > len(points) // 2:
         return None
-    windows, first = [], 0
+    index, outside, first = [], [], 0
     for level, (height, width) in enumerate(shapes):
-        w, h = wide[2 * level : 2 * level + 2]
-        x = firsts[2 * level].clamp(max=width - w)[..., None] + torch.arange(w, device=points.device)
-        y = firsts[2 * level + 1].clamp(max=height - h)[..., None] + torch.arange(h, device=points.device)
-        windows.append((first + y[..., None] * width + x[..., None, :]).flatten(2))
+        x, beside = _places(*spans[2 * level], sizes[2 * level], width)
+        y, above = _places(*spans[2 * level + 1], sizes[2 * level + 1], height)
+        index.append((y[..., None] * width + (x + first)[..., None, :]).flatten(2))
+        outside.append((above[..., None] | beside[..., None, :]).flatten(2))
         first += height * width
-    return torch.cat(windows, 2)
+    return Windows(torch.cat(index, 2), torch.cat(outside, 2))
+
+
+def _span(places: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of the rising `places` that is in [low, high], and the first beyond."""
+    places = places.contiguous()
+    return torch.searchsorted(places, low), torch.searchsorted(places, high, right=True)
+
+
+def _places(begin: Tensor, end: Tensor, size: int, most: int) -> tuple[Tensor, Tensor]:
+    """`size` neighbours of `most`, `[B, M, size]`, from `begin` to `end` `[B, M]` among them; and which are beyond."""
+    index = begin.clamp(max=most - size)[..., None] + torch.arange(size, device=begin.device)
+    return index, (index < begin[..., None]) | (index >= end[..., None])
 
 
 def _own_scores(scores: Tensor, classes: Tensor, windows: Tensor | None) -> Tensor:
@@ -159,14 +181,9 @@ def widened(boxes: Tensor, strides: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def outside_boxes(points: Tensor, strides: Tensor, truth_boxes: Tensor) -> Tensor:
-    """Return `[B, M, N]`: does the point lie outside the box, after that was widened (see there)?
-
-    Args:
-        points: `[..., N, 2]`, broadcast to `[B, M, N, 2]`.  strides: `[A, 1]` of all points.
-        truth_boxes: `[B, M, 4]`.
-    """
+    """Return `[B, M, A]`: does the point lie outside the box, once that is `widened`?"""
     left, top, right, bottom = (side[..., None] for side in widened(truth_boxes, strides))
-    x, y = points.unbind(-1)
+    x, y = points.unbind(1)
     return (x < left) | (x > right) | (y < top) | (y > bottom)
 
 

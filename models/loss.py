@@ -58,7 +58,7 @@ class DetectionLoss:
         points, strides = predictions.points, predictions.strides
         with torch.no_grad():
             windows = box_windows(points, strides, predictions.shapes, truth_boxes)
-            boxes = decode_boxes(predictions) if windows is None else decode_windows(predictions, windows)
+            boxes = decode_boxes(predictions) if windows is None else decode_windows(predictions, windows.index)
         many, one = assign(
             [(sure[0].scores, hyp.assign_topk), (sure[1].scores, 1)],
             boxes,

@@ -339,11 +339,12 @@ def test_windows_hold_all_points_of_a_box_and_each_once(seed: int, scale: float)
     boxes = torch.cat([centres - half, centres + half], -1)
     boxes[:, :10] = (boxes[:, :10] / 4).round() * 4  # edges on points
     windows = box_windows(points, strides, SHAPES, boxes)
-    assert windows.shape[2] < len(points)
+    assert windows.index.shape[2] < len(points)
     outside = outside_boxes(points, strides, boxes)
+    assert torch.equal(windows.outside, outside.gather(2, windows.index))
     for b in range(3):
         for m in range(20):
-            own = windows[b, m].tolist()
+            own = windows.index[b, m].tolist()
             assert len(set(own)) == len(own)
             assert set((~outside[b, m]).nonzero().flatten().tolist()) <= set(own)
 
@@ -351,11 +352,12 @@ def test_windows_hold_all_points_of_a_box_and_each_once(seed: int, scale: float)
 def test_the_window_of_a_box_by_hand() -> None:
     """One box over two by one points of stride 8, none of stride 16, none of 32: at each level at least a point."""
     points, strides = grid(64, 96)
-    windows = box_windows(points, strides, SHAPES, torch.tensor([[[10.0, 17, 22, 23]]]))
-    assert points[windows[0, 0]].tolist() == [[12, 20], [20, 20], [24, 24], [16, 16]]
-    corner = torch.tensor([[[10.0, 17, 22, 23], [90, 60, 96, 64]]])  # windows are of one size and stay in the map
+    windows = box_windows(points, strides, SHAPES, torch.tensor([[[10.0, 16.5, 22, 24.5]]]))
+    assert points[windows.index[0, 0]].tolist() == [[12, 20], [20, 20], [24, 24], [16, 48]]
+    assert windows.outside[0, 0].tolist() == [False, False, True, True]
+    corner = torch.tensor([[[10.0, 16.5, 22, 24.5], [90, 60, 96, 64]]])  # windows are of one size and stay in the map
     windows = box_windows(points, strides, SHAPES, corner)
-    assert points[windows[0, 1]].tolist() == [[84, 60], [92, 60], [88, 56], [80, 48]]
+    assert points[windows.index[0, 1]].tolist() == [[84, 60], [92, 60], [88, 56], [80, 48]]
 
 
 def test_no_windows_where_a_box_is_large_or_a_look_would_wait() -> None:
@@ -373,8 +375,8 @@ def test_assignment_in_windows_equals_that_of_all_points(seed: int, objects: int
     case = case._replace(truth_boxes=case.truth_boxes * 0.5 + 10, boxes=case.boxes * 0.5 + 10)
     windows = box_windows(case.points, case.strides, SHAPES, case.truth_boxes)
     image = torch.arange(2)[:, None, None]
-    near = case._replace(boxes=case.boxes[image, windows])
-    assert near.boxes.shape == (*windows.shape, 4)
+    near = case._replace(boxes=case.boxes[image, windows.index])
+    assert near.boxes.shape == (*windows.index.shape, 4)
     found = assign([(case.scores, topk)], *near[1:], alpha=0.5, beta=6.0, windows=windows)[0]
     whole, parts = run(case, topk), dense(found, len(case.points))
     assert whole.weight.any() or objects == 1

@@ -232,7 +232,7 @@ def test_a_look_at_the_boxes_changes_nothing(objects: int, monkeypatch: pytest.M
     boxes = boxes * 0.3 + 40
     made: list[bool] = []
 
-    def watched(*arguments: Any) -> Tensor | None:
+    def watched(*arguments: Any) -> assigner.Windows | None:
         windows = assigner.box_windows(*arguments)
         made.append(windows is not None)
         return windows
