@@ -8,10 +8,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from models.assigner import Assignment, assign
+from models.assigner import Assignment, assign, box_windows
 from models.head import REG_MAX, Predictions, decode, decode_boxes
 
 EPS = 1e-7
+CHUNK = 2**19  # class scores that a CPU works on at once: they stay in its caches
+FACTORS = 16  # scores whose logarithms are taken as one: each is at least 1 / 2, so no product underflows
 
 
 class LossWeights(Protocol):
@@ -52,32 +54,35 @@ class DetectionLoss:
             truth_boxes: `[B, M, 4]` xyxy pixels.  truth_classes: `[B, M]`, −1 where padding.
         """
         hyp, branches = self.hyp, (predictions.logits, predictions.one_to_one)
-        scores = [logits.detach().float().sigmoid() for logits in branches]
+        sure = [background(logits) for logits in branches]
+        points, strides = predictions.points, predictions.strides
         with torch.no_grad():
-            boxes = decode_boxes(predictions)
+            windows = box_windows(points, strides, predictions.shapes, truth_boxes)
+            boxes = decode_boxes(predictions) if windows is None else decode_windows(predictions, windows.index)
         many, one = assign(
-            [(scores[0], hyp.assign_topk), (scores[1], 1)],
+            [(sure[0].scores, hyp.assign_topk), (sure[1].scores, 1)],
             boxes,
-            predictions.points,
-            predictions.strides,
+            points,
+            strides,
             truth_boxes,
             truth_classes,
             alpha=hyp.assign_alpha,
             beta=hyp.assign_beta,
+            windows=windows,
         )
         box, dfl = box_terms(predictions, many, truth_boxes)
-        cls = self._class_term(branches[0], scores[0], many, truth_classes)
-        cls = cls + hyp.one_to_one * self._class_term(branches[1], scores[1], one, truth_classes)
+        cls = self._class_term(branches[0], sure[0], many, truth_classes)
+        cls = cls + hyp.one_to_one * self._class_term(branches[1], sure[1], one, truth_classes)
         parts = torch.stack([hyp.box * box, hyp.cls * cls, hyp.dfl * dfl])
         return LossTerms(parts.sum() * truth_boxes.shape[0], parts.detach())
 
-    def _class_term(self, logits: Tensor, scores: Tensor, points: Assignment, truth_classes: Tensor) -> Tensor:
+    def _class_term(self, logits: Tensor, sure: Background, points: Assignment, truth_classes: Tensor) -> Tensor:
         """Binary cross-entropy of all points and classes; what is not assigned has the target 0."""
         classes = truth_classes.clamp(min=0).gather(1, points.truth)
         smoothing = self.hyp.label_smoothing
         own = classes[..., None] == torch.arange(self.nc, device=classes.device)
         hard = own.float() * (1 - smoothing) + smoothing / self.nc
-        loss = SoftTargetBCE.apply(logits, scores, points.index, hard * points.weight[..., None])
+        loss = SoftTargetBCE.apply(logits, *sure, points.index, hard * points.weight[..., None])
         return loss / points.weight.sum().clamp(min=1)
 
 
@@ -86,32 +91,69 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
     return values.transpose(1, 2).gather(2, index[:, None].expand(-1, values.shape[2], -1)).transpose(1, 2)
 
 
+def decode_windows(predictions: Predictions, windows: Tensor) -> Tensor:
+    """Boxes at the points `[B, M, N]` only, xyxy in pixels: `[B, M, N, 4]`; all of the image where these are many."""
+    index = windows.flatten(1)
+    if index.shape[1] < len(predictions.points) // 2:
+        distances = _take(predictions.distances, index)
+        boxes = decode(distances, predictions.points[index], predictions.strides[index])
+    else:
+        boxes = decode_boxes(predictions).gather(1, index[..., None].expand(-1, -1, 4))
+    return boxes.unflatten(1, windows.shape[1:])
+
+
+class Background(NamedTuple):
+    """scores: `[B, A, nc]` float32, the sigmoid of logits.  loss: scalar, the sum of their binary cross-entropies
+    against 0, as if there were no objects."""
+
+    scores: Tensor
+    loss: Tensor
+
+
+@torch.no_grad()
+def background(logits: Tensor) -> Background:
+    """Take logits `[B, A, nc]` as those of a picture of nothing; on a CPU piece by piece, while they are in its caches.
+
+    log(1 + exp(x)) = max(x, 0) − log(max(p, 1 − p)), p the sigmoid of x: as exact as softplus, takes no second
+    exponential, and the logarithms' arguments can be multiplied first: logarithms would be half of the time.
+    """
+    images = len(logits)
+    if logits.device.type == "cpu":
+        images = max(1, CHUNK // max(1, logits[0].numel()))
+    scores, sums = torch.empty_like(logits, dtype=torch.float32), []
+    for x, p in zip(logits.detach().split(images), scores.split(images), strict=True):
+        x = x.float()
+        torch.sigmoid(x, out=p)
+        rest = x.clamp(min=0)
+        sums.append(rest.sum())
+        torch.maximum(p, torch.sub(1, p, out=rest), out=rest)
+        flat = rest.transpose(1, 2).flatten()
+        whole = len(flat) // FACTORS * FACTORS
+        sums += [-flat[:whole].view(FACTORS, -1).prod(0).log_().sum(), -flat[whole:].log_().sum()]
+    return Background(scores, torch.stack(sums).sum())
+
+
 class SoftTargetBCE(torch.autograd.Function):
     """Sum of the binary cross-entropies of logits whose targets are 0 but at a few points.
 
     Its gradient is sigmoid(logit) − target, and the caller has the sigmoid. So no exponential is taken twice, and no
-    tensor of targets or of zeros is made: a third of the time of dense targets.
+    tensor of targets or of zeros is made. The sigmoid itself becomes the gradient: `backward` works once.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, scores: Tensor, index: Tensor, target: Tensor) -> Tensor:
-        """logits `[B, A, nc]`; scores, their sigmoid in float32; target `[B, K, nc]` at the points index `[B, K]`,
+    def forward(ctx: Any, logits: Tensor, scores: Tensor, loss: Tensor, index: Tensor, target: Tensor) -> Tensor:
+        """logits `[B, A, nc]`; scores and loss, their `background`; target `[B, K, nc]` at the points index `[B, K]`,
         to be added up where a point is there several times."""
-        at_points = _take(logits, index).float()
         ctx.save_for_backward(scores, index, target)
         ctx.dtype = logits.dtype
-        # log(1 + exp(x)) = max(x, 0) − log(max(p, 1 − p)): as exact as softplus, and half its time on a CPU.
-        rest = logits.float().clamp(min=0)
-        positive = rest.sum()
-        torch.sub(scores, 0.5, out=rest)
-        return positive - rest.abs_().add_(0.5).log_().sum() - (at_points * target).sum()
+        return loss - (_take(logits, index).float() * target).sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         scores, index, target = ctx.saved_tensors
-        change = scores * grad
+        change = scores.mul_(grad)
         change.scatter_add_(1, index[..., None].expand_as(target), target * -grad)
-        return change.to(ctx.dtype), None, None, None
+        return change.to(ctx.dtype), None, None, None, None
 
 
 def box_terms(predictions: Predictions, points: Assignment, truth_boxes: Tensor) -> tuple[Tensor, Tensor]:

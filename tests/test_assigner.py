@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from models import assigner
-from models.assigner import Assignment, assign, outside_boxes, pairwise_iou
+from models.assigner import Assignment, assign, box_windows, outside_boxes, pairwise_iou
 
 GUARD = 1e-9  # added to the best alignment before it divides
 
@@ -326,10 +326,68 @@ def test_chunks_change_nothing(images_at_once: int, monkeypatch: pytest.MonkeyPa
     assert torch.equal(whole.weight, parts.weight)
 
 
+SHAPES = ((8, 12), (4, 6), (2, 3))  # of grid(64, 96)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("scale", [0.02, 0.3, 0.6])
+def test_windows_hold_all_points_of_a_box_and_each_once(seed: int, scale: float) -> None:
+    torch.manual_seed(seed)
+    points, strides = grid(64, 96)
+    centres = torch.rand(3, 20, 2) * torch.tensor([110.0, 80.0]) - 8  # some beyond the edge
+    half = torch.rand(3, 20, 2) * torch.tensor([48.0, 32.0]) * scale
+    boxes = torch.cat([centres - half, centres + half], -1)
+    boxes[:, :10] = (boxes[:, :10] / 4).round() * 4  # edges on points
+    windows = box_windows(points, strides, SHAPES, boxes)
+    assert windows.index.shape[2] < len(points)
+    outside = outside_boxes(points, strides, boxes)
+    assert torch.equal(windows.outside, outside.gather(2, windows.index))
+    for b in range(3):
+        for m in range(20):
+            own = windows.index[b, m].tolist()
+            assert len(set(own)) == len(own)
+            assert set((~outside[b, m]).nonzero().flatten().tolist()) <= set(own)
+
+
+def test_the_window_of_a_box_by_hand() -> None:
+    """One box over two by one points of stride 8, none of stride 16, none of 32: at each level at least a point."""
+    points, strides = grid(64, 96)
+    windows = box_windows(points, strides, SHAPES, torch.tensor([[[10.0, 16.5, 22, 24.5]]]))
+    assert points[windows.index[0, 0]].tolist() == [[12, 20], [20, 20], [24, 24], [16, 48]]
+    assert windows.outside[0, 0].tolist() == [False, False, True, True]
+    corner = torch.tensor([[[10.0, 16.5, 22, 24.5], [90, 60, 96, 64]]])  # windows are of one size and stay in the map
+    windows = box_windows(points, strides, SHAPES, corner)
+    assert points[windows.index[0, 1]].tolist() == [[84, 60], [92, 60], [88, 56], [80, 48]]
+
+
+def test_no_windows_where_a_box_is_large_or_a_look_would_wait() -> None:
+    points, strides = grid(64, 96)
+    small = torch.tensor([[[0.0, 0, 24, 24]]])
+    assert box_windows(points, strides, SHAPES, small) is not None
+    assert box_windows(points, strides, SHAPES, torch.cat([small, torch.tensor([[[0.0, 0, 96, 64]]])], 1)) is None
+    assert box_windows(points.to("meta"), strides.to("meta"), SHAPES, small.to("meta")) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("objects", "topk"), [(1, 1), (1, 10), (6, 10), (30, 4), (30, 1000)])
+def test_assignment_in_windows_equals_that_of_all_points(seed: int, objects: int, topk: int) -> None:
+    case = random_case(seed, objects)
+    case = case._replace(truth_boxes=case.truth_boxes * 0.5 + 10, boxes=case.boxes * 0.5 + 10)
+    windows = box_windows(case.points, case.strides, SHAPES, case.truth_boxes)
+    image = torch.arange(2)[:, None, None]
+    near = case._replace(boxes=case.boxes[image, windows.index])
+    assert near.boxes.shape == (*windows.index.shape, 4)
+    found = assign([(case.scores, topk)], *near[1:], alpha=0.5, beta=6.0, windows=windows)[0]
+    whole, parts = run(case, topk), dense(found, len(case.points))
+    assert whole.weight.any() or objects == 1
+    assert torch.equal(whole.weight, parts.weight)
+    assert torch.equal(whole.truth[whole.weight > 0], parts.truth[whole.weight > 0])
+
+
 def test_pairwise_iou_equals_loop_and_torchvision() -> None:
     torch.manual_seed(4)
     first, second = (torch.cat([low := torch.rand(2, n, 2) * 50, low + torch.rand(2, n, 2) * 40], -1) for n in (7, 9))
-    found = pairwise_iou(first, second)
+    found = pairwise_iou(first, second[:, None])
     assert found.shape == (2, 7, 9)
     for b in range(2):
         torch.testing.assert_close(found[b], box_iou(first[b], second[b]))
@@ -343,7 +401,7 @@ def test_pairwise_iou_equals_loop_and_torchvision() -> None:
 def test_pairwise_iou_by_hand() -> None:
     first = torch.tensor([[[0.0, 0, 4, 2], [1, 1, 1, 1], [5, 5, 3, 3]]])  # the last two: a point, and inside out
     second = torch.tensor([[[0.0, 0, 4, 2], [2, 0, 6, 2], [4, 0, 8, 2], [0, 1, 4, 3], [1, 1, 1, 1]]])
-    found = pairwise_iou(first, second)[0]
+    found = pairwise_iou(first, second[:, None])[0]
     assert found[0].tolist() == pytest.approx([1, 1 / 3, 0, 1 / 3, 0])
     assert not found[1:].any()
     assert found.isfinite().all()

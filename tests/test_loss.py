@@ -13,9 +13,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import complete_box_iou_loss
 
+from models import assigner, loss
 from models.assigner import assign
 from models.head import REG_MAX, Predictions, decode_boxes
-from models.loss import DetectionLoss, LossTerms, SoftTargetBCE, complete_iou_loss
+from models.loss import DetectionLoss, LossTerms, SoftTargetBCE, background, complete_iou_loss
 
 STRIDES = (8, 16, 32)
 
@@ -124,14 +125,46 @@ def test_bce_equals_torchs_far_from_0_too(dtype: torch.dtype) -> None:
     for b in range(2):
         for k in range(3):
             target[b, index[b, k]] += part[b, k]
-    SoftTargetBCE.apply(logits, logits.detach().float().sigmoid(), index, part).backward()
+    value = SoftTargetBCE.apply(logits, *background(logits), index, part)
+    value.backward()
     found, logits.grad = logits.grad, None
-    value = SoftTargetBCE.apply(logits, logits.detach().float().sigmoid(), index, part)
     expected = binary_cross_entropy_with_logits(logits.float(), target, reduction="sum")
     expected.backward()
     assert found.dtype == dtype
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(found, logits.grad, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("transposed", [True, False])  # points last in memory, as the head has them, or classes
+@pytest.mark.parametrize(("images", "points", "nc"), [(1, 1, 1), (1, 21, 1), (3, 21, 5), (2, 84, 3), (7, 33, 80)])
+def test_background_equals_softplus_whatever_the_pieces(
+    images: int, points: int, nc: int, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(images, nc, points).transpose(1, 2) if transposed else torch.randn(images, points, nc)
+    logits = logits * 6 - 4
+    expected = torch.nn.functional.softplus(logits.double()).sum()
+    for chunk in (1, 2 * points * nc, 10**6):
+        monkeypatch.setattr(loss, "CHUNK", chunk)
+        scores, value = background(logits)
+        assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+        torch.testing.assert_close(scores, logits.sigmoid())
+
+
+def test_background_of_what_is_not_finite() -> None:
+    """The guard of a run sees it in the loss; no product of factors underflows on the way."""
+    sure = torch.full((1, 64, 1), 0.0)
+    assert background(sure).loss.item() == pytest.approx(64 * math.log(2))
+    for value, expected in ((float("nan"), float("nan")), (float("inf"), float("inf")), (-float("inf"), 0.0)):
+        assert background(torch.full((1, 64, 1), value)).loss.item() == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_second_backward_of_the_bce_is_an_error_and_no_wrong_gradient() -> None:
+    logits = torch.randn(1, 8, 2, requires_grad=True)
+    value = SoftTargetBCE.apply(logits, *background(logits), torch.tensor([[3]]), torch.rand(1, 1, 2))
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
 
 
 def test_complete_iou_loss_and_its_gradient_equal_torchvisions() -> None:
@@ -185,11 +218,33 @@ def run_loss(predictions: Predictions, boxes: Tensor, classes: Tensor) -> LossTe
     return terms
 
 
-def test_loss_and_gradient_never_wait_for_the_device() -> None:
+def test_loss_and_gradient_never_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assigner, "LOOKS", ())  # as on every device but the CPU
     arguments = case(0, 5)
     with NoWaiting():
         terms = run_loss(*arguments)
     assert terms.total.isfinite()
+
+
+@pytest.mark.parametrize("objects", [1, 4, 40])  # 40: more points in the windows than there are
+def test_a_look_at_the_boxes_changes_nothing(objects: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions, boxes, classes = case(0, objects, size=128)
+    boxes = boxes * 0.3 + 40
+    made: list[bool] = []
+
+    def watched(*arguments: Any) -> assigner.Windows | None:
+        windows = assigner.box_windows(*arguments)
+        made.append(windows is not None)
+        return windows
+
+    monkeypatch.setattr(loss, "box_windows", watched)
+    found = run_loss(predictions, boxes, classes)
+    grads = gradients(predictions)
+    monkeypatch.setattr(assigner, "LOOKS", ())
+    expected = run_loss(predictions, boxes, classes)
+    assert made == [True, False]
+    torch.testing.assert_close(found.parts, expected.parts)
+    torch.testing.assert_close(grads, gradients(predictions))
 
 
 @pytest.mark.cuda
