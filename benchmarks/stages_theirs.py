@@ -114,6 +114,9 @@ def loader(settings: Facts) -> tuple[Run, Facts]:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)  # as their own workers do
     cache = False if settings["cache"] == "cold" else settings["cache"]
+    if not cache:  # it takes a `.npy` beside an image, of any earlier run and size, instead of decoding
+        for kept in Path(settings["images"]).glob("*.npy"):
+            kept.unlink()
     data = {"names": {0: "RBC", 1: "WBC", 2: "Platelets"}, "channels": 3}
     dataset = YOLODataset(
         img_path=settings["images"], imgsz=settings["size"], augment=True, hyp=get_cfg(), data=data, cache=cache,
