@@ -3,6 +3,10 @@
 # ruff: noqa: E402
 from __future__ import annotations
 
+import gc
+
+gc.disable()  # as train.py does while it imports
+
 import shutil
 import sys
 import time
@@ -27,6 +31,8 @@ from utils.device import Precision, keep_freed_memory, select_device
 from utils.hyp import Hyp
 from utils.resume import start_anew
 
+gc.freeze()
+gc.enable()
 Facts = dict[str, Any]
 
 
