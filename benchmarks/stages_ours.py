@@ -63,6 +63,7 @@ def stepper(training: train.Training, steps: int, resident: bool) -> Run:
             train.backward(training, batch, number)
             training.lr.apply(training.state.step)
             train.update(training)
+            training.state.step += 1  # of which some are measured, as in training
             images += len(batch)
         return {"images": images, "seconds": time.perf_counter() - start}
 

@@ -156,6 +156,29 @@ def test_it_goes_on_from_its_state_to_the_last_bit() -> None:
         assert torch.equal(value, other.state_dict()[name]), name
 
 
+def test_it_follows_states_that_are_loaded_into_it_and_its_model() -> None:
+    model = Net()
+    ema = ModelEMA(model, 0.75, 0.0)
+    ema.update_parameters(model)
+    ema.load_state_dict({name: torch.zeros_like(value) for name, value in ema.state_dict().items()})
+    model.load_state_dict({name: torch.ones_like(value) for name, value in model.state_dict().items()})
+    ema.update_parameters(model)
+    for name, value in ema.module.state_dict().items():
+        assert value.unique().tolist() == [0.25 if value.is_floating_point() else 1], name
+
+
+def test_another_model_of_the_same_kind_can_be_taken_in() -> None:
+    model, other = Net(), Net()
+    ema = ModelEMA(model, 0.75, 0.0)
+    with torch.no_grad():
+        for net, value in ((ema.module, 0.0), (other, 1.0)):
+            net.conv.weight.fill_(value)
+    model.conv.weight.data.zero_()
+    ema.update_parameters(model)
+    ema.update_parameters(other)
+    assert ema.module.conv.weight.unique().tolist() == [0.25]
+
+
 def test_a_skipped_step_is_no_update() -> None:
     """With skips among them, the average and its count are those of the other updates alone, to the last bit."""
     model, other = Net(), Net()

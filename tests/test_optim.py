@@ -379,6 +379,15 @@ def test_gradients_below_the_bound_or_without_one_stay(most: float) -> None:
     assert model[0].weight.grad.tolist() == [[3.0, 4.0]] and model[0].bias.grad.tolist() == [12.0]
 
 
+def test_gradients_are_clipped_as_by_torch_to_the_last_bit() -> None:
+    """At the bound, too, where what torch adds to the norm decides."""
+    for most in (1.0, *(13 + step * 2e-7 for step in range(-20, 21)), 14.0):
+        (model, optimizer), (other, _) = gradients([3.0, 4.0], [12.0]), gradients([3.0, 4.0], [12.0])
+        norm = clip_gradients(optimizer, most)
+        assert torch.equal(norm, nn.utils.clip_grad_norm_(other[0].parameters(), most))
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), other[0].parameters(), strict=False))
+
+
 def test_the_norm_of_broken_gradients_says_so() -> None:
     assert math.isinf(clip_gradients(gradients([math.inf, 1.0], [1.0])[1], 1.0).item())
     assert math.isnan(clip_gradients(gradients([math.nan, 1.0], [1.0])[1], 1.0).item())

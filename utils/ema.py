@@ -14,6 +14,21 @@ def ema_decay(update: int, decay: float, tau: float) -> float:
     return decay * (1 - math.exp(-update / tau)) if tau > 0 else decay
 
 
+class _Pairs:
+    """The tensors of an average and of its model, side by side: those that are averaged, and those that are copied.
+
+    They stay what they are: a state is loaded into them.
+    """
+
+    def __init__(self, averaged: nn.Module, model: nn.Module) -> None:
+        # Not by state_dict: a shared weight is there once.
+        both = ([*one.parameters(), *one.buffers()] for one in (averaged, model))
+        pairs = list(zip(*both, strict=True))
+        self.averaged = [a for a, _ in pairs if a.is_floating_point()]
+        self.current = [c for a, c in pairs if a.is_floating_point()]
+        self.copied = [(a, c) for a, c in pairs if not a.is_floating_point()]
+
+
 class ModelEMA(AveragedModel):
     """`AveragedModel` whose decay grows with the number of updates; buffers (batch-norm statistics) are averaged too.
 
@@ -29,6 +44,7 @@ class ModelEMA(AveragedModel):
         device = next(model.parameters()).device  # else the count of updates would stay on the CPU
         super().__init__(model, device=device, use_buffers=False)
         self.decay, self.tau = decay, tau
+        self._pairs: tuple[nn.Module, _Pairs] | None = None
         self.eval().requires_grad_(False)
 
     @property
@@ -44,15 +60,13 @@ class ModelEMA(AveragedModel):
         """
         taken = torch.ones_like(self.n_averaged) if skipped is None else (~skipped).to(self.n_averaged.dtype)
         self.n_averaged += taken
-        averaged = [*self.module.parameters(), *self.module.buffers()]  # a shared weight once, unlike in a state_dict
-        current = [*model.parameters(), *model.buffers()]
-        pairs = list(zip(averaged, current, strict=True))
+        if self._pairs is None or self._pairs[0] is not model:
+            self._pairs = model, _Pairs(self.module, model)  # to go through all modules takes as long as the average
+        pairs = self._pairs[1]
         move = lerp_on_device if self.n_averaged.is_cuda else lerp_by_number
-        floating = [(a, c) for a, c in pairs if a.is_floating_point()]
-        move([a for a, _ in floating], [c for _, c in floating], self._weight() * taken)
-        for a, c in pairs:
-            if not a.is_floating_point():
-                a.copy_(c)
+        move(pairs.averaged, pairs.current, self._weight() * taken)
+        for own, value in pairs.copied:
+            own.copy_(value)
 
     def _weight(self) -> Tensor:
         """1 − `ema_decay` of the update under way, on the device, in a form that loses no digits near a decay of 1."""

@@ -16,6 +16,7 @@ GROUPS = ("decay", "no_decay", "bias")
 # Their weights may have several dimensions; those of other norms are vectors.
 NO_DECAY = (nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
 ADAM_BETA2 = 0.999
+CLIP_EPS = 1e-6  # what torch adds to a norm before it divides by it
 KERNEL_OPTIONS = ("fused", "foreach", "capturable")
 
 
@@ -158,8 +159,12 @@ def clip_gradients(optimizer: Optimizer, max_norm: float) -> torch.Tensor:
 
     `max_norm` 0 clips nothing.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else float("inf"))
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    # Below the bound torch multiplies by 1; a CPU, which may look at the norm without a wait, leaves that out.
+    if max_norm > 0 and (norm.device.type != "cpu" or not norm + CLIP_EPS <= max_norm):
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def accumulation(batch_size: int, nominal_batch: int) -> int:
