@@ -103,7 +103,7 @@ def read_frames(files: list[Path], stride: int) -> Iterator[Frame]:
         if image is None:
             print(f"warning: {printable(str(file))}: not an image that OpenCV can decode; left out", file=sys.stderr)
             continue
-        yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), file)
+        yield Frame(image, file)
 
 
 def _video_frames(file: Path, stride: int) -> Iterator[Frame]:
