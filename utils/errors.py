@@ -92,19 +92,9 @@ def run_cli(main: Callable[[], None]) -> None:
     except Stopped as stopped:
         _end(str(stopped), EXIT_STOPPED)
     except BrokenPipeError:
-        if _can_write(sys.stdout):  # it was another pipe
+        if tell(sys.stdout, "\n"):  # it was another pipe; it takes an empty line to know
             raise
         _end("", EXIT_UNREAD)
-
-
-def _can_write(stream: TextIO) -> bool:
-    """Whether a stream still has a reader. It takes an empty line to know."""
-    try:
-        stream.write("\n")
-        stream.flush()
-    except OSError:
-        return False
-    return True
 
 
 def _end(words: str, code: int) -> NoReturn:
@@ -115,11 +105,16 @@ def _end(words: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def tell(stream: TextIO, text: str) -> None:
-    """Write and flush; where nobody reads any more (`| head`), this and what is left goes nowhere, without an error."""
+def tell(stream: TextIO, text: str) -> bool:
+    """Write and flush; where nobody reads any more (`| head`), this and what is left goes nowhere, without an error.
+
+    Returns whether somebody reads.
+    """
     try:
         stream.write(text)
         stream.flush()
     except OSError:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())
+        return False
+    return True
