@@ -1,0 +1,76 @@
+"""Do other hyper-parameters learn faster or better? Whole trainings on data sets that are not the one that is reported.
+
+    python benchmarks/tune.py --sets bccd-tune shapes --epochs 20 --seeds 0 1 --variants warmup_epochs=1 ema_decay=0.99
+
+Two trainings at a time, each with one thread. Every variant has the seeds of the defaults, so that differences are
+taken seed by seed. A training that lies in the work folder is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = {"bccd-tune": ["--img", "320"]}  # of data sets for which the size from the data is not the one that is meant
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", default=["bccd-tune", "shapes"], help="data yamls")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--variants", nargs="+", default=[], help="each KEY=VALUE, or several joined by commas")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each with one thread")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/lockstep-tune"), help="folder of the trainings")
+    options = parser.parse_args()
+    variants = ["", *options.variants]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        jobs = [(d, v, s) for d in options.sets for s in options.seeds for v in variants]
+        curves = dict(zip(jobs, pool.map(lambda job: train(options, *job), jobs), strict=True))
+    for data in options.sets:
+        print(f"\n{data}, {options.epochs} epochs, seeds {' '.join(map(str, options.seeds))}\n")
+        print("| variant | mAP50-95 at the end | beside the defaults | mean of all epochs | beside the defaults |")
+        print("| --- | --- | --- | --- | --- |")
+        for variant in variants:
+            print(row(variant, *([curves[data, v, s] for s in options.seeds] for v in (variant, ""))))
+
+
+def train(options: argparse.Namespace, data: str, variant: str, seed: int) -> list[float]:
+    """Train, unless that was done before. Returns mAP50-95 after every epoch."""
+    name = f"{data}-{options.epochs}-{seed}-{variant.replace('=', '').replace('/', '') or 'defaults'}"
+    results = options.work / name / "results.csv"
+    if not results.exists() or len(read(results)) < options.epochs:
+        command = [sys.executable, "train.py", "--data", data, "--epochs", str(options.epochs), "--seed", str(seed)]
+        command += ["--project", str(options.work), "--name", name, "--exist-ok", "--noplots", "--workers", "0"]
+        command += OPTIONS.get(data, []) + (["--set", *variant.split(",")] if variant else [])
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=one_thread)
+        print(f"{name}: {read(results)[-1]:.4f}", file=sys.stderr, flush=True)
+    return read(results)
+
+
+def read(results: Path) -> list[float]:
+    with results.open(newline="") as file:
+        return [float(line["metrics/mAP50-95(B)"]) for line in csv.DictReader(file, skipinitialspace=True)]
+
+
+def row(variant: str, curves: list[list[float]], defaults: list[list[float]]) -> str:
+    """A row: means over the seeds, and the mean difference ± its standard error over the seeds."""
+    cells = [f"`{variant}`" if variant else "the defaults"]
+    for figure in (lambda curve: curve[-1], mean):
+        mine, others = [figure(curve) for curve in curves], [figure(curve) for curve in defaults]
+        apart = [a - b for a, b in zip(mine, others, strict=True)]
+        error = f" ± {stdev(apart) / len(apart) ** 0.5:.4f}" if len(apart) > 1 else ""
+        cells += [f"{mean(mine):.4f}", f"{mean(apart):+.4f}{error}" if variant else ""]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
