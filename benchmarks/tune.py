@@ -39,7 +39,7 @@ def main() -> None:
     for data in options.sets:
         print(f"\n{data}, {options.epochs} epochs, seeds {' '.join(map(str, options.seeds))}\n")
         print(
-            "| variant | mAP50-95 at the end | beside the defaults | s until 0.9 of the defaults' | beside the defaults | s in all |"
+            "| variant | mAP50-95 | beside the defaults | s to 0.9 of the defaults' | beside the defaults | s in all |"
         )
         print("| --- | --- | --- | --- | --- | --- |")
         for variant in variants:
