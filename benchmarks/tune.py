@@ -61,7 +61,7 @@ def train(options: argparse.Namespace, data: str, variant: str, seed: int) -> Cu
 def read(results: Path) -> Curve:
     with results.open(newline="") as file:
         lines = csv.DictReader(file, skipinitialspace=True)
-        return [(float(line["time"]), float(line["metrics/mAP50-95(B)"])) for line in lines]
+        return [(float(line["time"]), float(line["metrics/mAP50-95"])) for line in lines]
 
 
 def row(variant: str, curves: list[Curve], defaults: list[Curve]) -> str:
