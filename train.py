@@ -38,7 +38,7 @@ from utils import dist
 from utils.checkpoint import TrainState, load_state, save_model, save_state
 from utils.device import Precision, compile_regions, keep_freed_memory, prefetch, select_device, set_deterministic
 from utils.ema import ModelEMA
-from utils.errors import Stopped, TrainingDiverged, UserError, run_cli
+from utils.errors import Stopped, TrainingDiverged, UserError, many, run_cli
 from utils.fingerprint import check_same_run, fingerprint
 from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only
 from utils.hyp import Hyp, hyp_table
@@ -322,7 +322,7 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
     )
     val_loader = Loader(val_set, options.batch_size, workers=workers, seed=options.seed, shuffle=False)
     chosen = "" if options.imgsz else " (longest side of the training images, at most 640)"
-    classes = f"{config.nc} class{'es' * (config.nc != 1)}"
+    classes = many(config.nc, "class")
     say(f"data         {config.file}: {classes}, {len(train)} training and {len(val)} validation images")
     say(f"image size   {imgsz}{chosen}; image cache {cache or 'off'}; {workers} loader workers")
     return Data(config, splits, imgsz, train, val, loader, val_loader)

@@ -28,14 +28,13 @@ from data.findings import (
     find_leaks,
     find_suspects,
     find_twins,
-    many,
     short_path,
 )
 from data.index import Index, build_index
 from data.report import build_page
 from data.similar import Looks, look_at
 from utils.atomic import cannot_write, replace_file
-from utils.errors import EXIT_DONE, EXIT_USAGE, UserError, printable, run_cli, tell
+from utils.errors import EXIT_DONE, EXIT_USAGE, UserError, many, printable, run_cli, tell
 from utils.options import CheckOptions, parse
 
 EXAMPLES = 5  # of each kind that are printed
@@ -98,7 +97,7 @@ def _pixel_faults(index: Index, looks: Looks, full: bool) -> list[Fault]:
 def summary(findings: Findings) -> str:
     """The report as text."""
     config = findings.config
-    head = f"{short_path(config.file)}: {many(config.nc, 'class', 'classes')}; paths below are relative to "
+    head = f"{short_path(config.file)}: {many(config.nc, 'class')}; paths below are relative to "
     blocks = [
         [head + short_path(config.root), *map(printable, findings.notes)],
         _split_lines(findings),
@@ -144,7 +143,7 @@ def _class_lines(findings: Findings) -> list[str]:
         most, least, times = extremes
         lines.append(f"{findings.parts[0].name} has {times:.1f} times as many {names[most]} as {names[least]}")
     for words, classes in findings.missing().items():
-        lines.append(f"{many(len(classes), 'class', 'classes')} {words}: {_listed(names[i] for i in classes)}")
+        lines.append(f"{many(len(classes), 'class')} {words}: {_listed(names[i] for i in classes)}")
     return lines
 
 

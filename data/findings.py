@@ -202,11 +202,6 @@ def _pairs(first: Part, second: Part, images: np.ndarray, bits: np.ndarray) -> P
     return Pairs(first, second, images[order], bits[order], np.array(same, bool)[order])
 
 
-def many(count: int, one: str, more: str = "") -> str:
-    """A number with what it counts: `1 image`, `2 images`; `more` where that is no `s`."""
-    return f"{count:,} {one if count == 1 else more or one + 's'}"
-
-
 def short_path(path: Path) -> str:
     """A path as it can be shown, from the working directory where it lies below that."""
     return printable(str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path))

@@ -11,10 +11,10 @@ import numpy as np
 
 from data.distributions import distributions, key
 from data.faults import Fault
-from data.findings import SUSPICIONS, Findings, Pairs, Part, faults_by_kind, image_of_fault, many, short_path
+from data.findings import SUSPICIONS, Findings, Pairs, Part, faults_by_kind, image_of_fault, short_path
 from data.style import STYLE
 from data.thumbnails import PALETTE, Picture, around, data_uris
-from utils.errors import printable
+from utils.errors import many, plural, printable
 
 SAMPLES = {"train": 8}  # labelled images that are shown of a split, of the others half as many
 FAULT_PICTURES = 12  # of each kind, and FAULT_LINES without a picture after them
@@ -95,7 +95,7 @@ def _tiles(findings: Findings) -> Iterator[str]:
     )
     yield _tile("twins", twins, "look-alike pair within a split", "warn" if twins else "good",
                 more="look-alike pairs within a split")  # fmt: skip
-    yield _tile("suspects", suspects, "suspicious box", "warn" if suspects else "good", more="suspicious boxes")
+    yield _tile("suspects", suspects, "suspicious box", "warn" if suspects else "good")
     if missing:
         yield _tile("classes", missing, "class is missing somewhere", "warn", more="classes are missing somewhere")
     if extremes:
@@ -109,7 +109,7 @@ def _tiles(findings: Findings) -> Iterator[str]:
 
 
 def _tile(section: str, count: int, one: str, tone: str, extra: str = "", more: str = "") -> str:
-    words = one if count == 1 else more or one + "s"
+    words = one if count == 1 else more or plural(count, one)
     text = f"<b>{_n(count)}</b> {words}" + (f"<i>{extra}</i>" if extra else "")
     return f'<a class="tile {tone}" href="#{section}">{text}</a>' if count else f'<div class="tile {tone}">{text}</div>'
 
@@ -164,7 +164,7 @@ def _classes(findings: Findings) -> str:
             )
         rows.append(f'<tr><td>{c}</td><th class="name">{_e(name)}</th>{"".join(cells)}</tr>')
     missing = "".join(
-        f'<p class="warn-text">{many(len(numbers), "class", "classes")} {words}: '
+        f'<p class="warn-text">{many(len(numbers), "class")} {words}: '
         f"{', '.join(_e(names[i]) for i in numbers[:50])}{_more_words(len(numbers) - 50)}</p>"
         for words, numbers in findings.missing().items()
     )

@@ -16,7 +16,7 @@ from data.faults import KINDS, DataError, Fault
 from data.index import ARRAYS, Index, build_index
 from data.yolo_txt import classes_beyond
 from utils import dist
-from utils.errors import UserError
+from utils.errors import UserError, many
 from utils.rundir import RunDir
 
 LIST = "faults.txt"
@@ -163,7 +163,7 @@ def _names_short(config: DataConfig, found: Found, indices: Mapping[str, Index])
         return {}
     rows_beyond = [fault for fault in found if fault.kind == "label-class-range"]
     splits = [name for name in indices if any(name in found[fault] for fault in rows_beyond)]
-    rows = ", ".join(f"{label} ({count:,} row{'s' * (count != 1)})" for label, count in sorted(beyond.items())[:10])
+    rows = ", ".join(f"{label} ({many(count, 'row')})" for label, count in sorted(beyond.items())[:10])
     more = f" and {len(beyond) - 10} more" if len(beyond) > 10 else ""
     names = len(config.label_names)
     has = f"{names} classes (0 to {names - 1})" if names > 1 else "1 class (0)"

@@ -29,6 +29,7 @@ from data.labels import (
     shorten,
     walk,
 )
+from utils.errors import many
 
 SNAP = 256  # steps a pixel that rounded shares are put back on: exact for 6 decimals up to 2,600 px
 PIXELS = 2.0  # a share of more is none
@@ -211,7 +212,7 @@ def _check_class(label: float, text: str, names: int) -> None:
 
 
 def _columns(count: int) -> str:
-    what = f"{count} number{'s' * (count != 1)}; a row is a class and a box (5 numbers), or at least 3 points (7, 9, …)"
+    what = f"{many(count, 'number')}; a row is a class and a box (5 numbers), or at least 3 points (7, 9, …)"
     hints = {4: "put the class before them", 6: "take out the last one, which may be a score"}
     return f"{what}: {hints.get(count, 'correct it, or take it out')}"
 

@@ -15,6 +15,7 @@ from utils.errors import (
     EXIT_USAGE,
     TrainingDiverged,
     UserError,
+    many,
     printable,
     run_cli,
     suggest,
@@ -133,3 +134,18 @@ def test_choices_need_not_be_texts() -> None:
 def test_what_is_shown_can_be_printed_anywhere(text: str, shown: str) -> None:
     assert printable(text) == shown == printable(shown)
     shown.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("count", "one", "words"),
+    [
+        (0, "image", "0 images"),
+        (1, "image", "1 image"),
+        (1_000, "image", "1,000 images"),
+        (1, "class", "1 class"),
+        (2, "class", "2 classes"),
+        (2, "suspicious box", "2 suspicious boxes"),
+    ],
+)
+def test_numbers_with_what_they_count(count: int, one: str, words: str) -> None:
+    assert many(count, one) == words

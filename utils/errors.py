@@ -1,4 +1,4 @@
-"""What the user is told when something is wrong, and the exit code that goes with it."""
+"""Words to the user: what is told when something is wrong, the exit code that goes with it, and numbers in words."""
 
 from __future__ import annotations
 
@@ -65,6 +65,16 @@ def text_fault(text: str) -> str:
     if size > MAX_PATH or longest > MAX_FILE_NAME:
         return f"too long; a path has at most {MAX_PATH} bytes, and each name in it {MAX_FILE_NAME}"
     return ""
+
+
+def many(count: int, one: str) -> str:
+    """A number with what it counts: `1 image`, `1,000 images`, `2 classes`."""
+    return f"{count:,} {plural(count, one)}"
+
+
+def plural(count: int, one: str) -> str:
+    """The word for so many: `image` or `images`; with `es` where it ends in `s` or `x`."""
+    return one if count == 1 else one + ("es" if one.endswith(("s", "x")) else "s")
 
 
 def printable(text: str) -> str:

@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
+from utils.errors import many
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -119,7 +121,7 @@ def plot_lr(curve: LearningRateCurve, path: Path, resumed_step: int = 0) -> None
         lower.set_title(f"momentum: {_span(curve.momentum)}", fontsize=10)
         upper.yaxis.set_major_formatter("{x:g}")
         upper.set_ylim(bottom=0)
-        lower.set_xlabel(f"epoch ({curve.steps_per_epoch} {_plural('step', curve.steps_per_epoch)} each)")
+        lower.set_xlabel(f"epoch ({many(curve.steps_per_epoch, 'step')} each)")
 
 
 def plot_lr_find(
@@ -487,7 +489,7 @@ def _plot_lines(
             style = {"color": GREY, "alpha": 0.35, "lw": 0.8} if many else {"color": class_color(i), "lw": 1.4}
             axes.plot(points, row, label=label, **style)
         if len(names):
-            label = f"mean of {len(names)} {_plural('class', len(names))}"
+            label = f"mean of {many(len(names), 'class')}"
             label += "" if numbers is None else f" {numbers.mean():.3f}"
             axes.plot(points, rows.mean(axis=0), color="black", lw=2.6, label=label)
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, title=title, alignment="left")
@@ -500,10 +502,6 @@ def _shorten(name: str, length: int = 24) -> str:
     """A name that fits beside others. matplotlib leaves labels with a leading `_` out of legends: it gets a space."""
     name = name if len(name) <= length else name[: length - 1] + "…"
     return f" {name}" if name.startswith("_") else name
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else word + ("es" if word.endswith("s") else "s")
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import load_state
-from utils.errors import UserError
+from utils.errors import UserError, many
 from utils.hyp import Hyp, load_hyp
 from utils.optim import accumulation, scaled_lr
 from utils.options import TrainOptions
@@ -110,7 +110,7 @@ def is_over(content: dict[str, Any], saved: TrainOptions) -> str:
         raise UserError(f"the saved state of stopping is not one that this program wrote: {error!r}") from None
     done = content["state"]["progress"]["epoch"]
     if done >= saved.epochs:
-        return f"this run has trained all of its {saved.epochs} epoch{'s' * (saved.epochs != 1)}"
+        return f"this run has trained all of its {many(saved.epochs, 'epoch')}"
     stopped = content["state"]["progress"]["batch"] == 0 and done > 0 and stopping.should_stop(done - 1)
     return f"this run stopped early, after epoch {done} of {saved.epochs}" if stopped else ""
 

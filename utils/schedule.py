@@ -20,7 +20,7 @@ import numpy as np
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from utils.errors import UserError
+from utils.errors import UserError, many
 
 Factor = Callable[[int], float]
 MAX_EPOCHS = 1_000_000
@@ -395,8 +395,7 @@ class LearningRate:
 def describe_curve(curve: LRCurve) -> list[str]:
     """Say the curve in words: its length, warm-up, and the lr of each group where it matters."""
     total = curve.epochs * curve.steps_per_epoch
-    epochs = f"{curve.epochs} epoch{'s' * (curve.epochs != 1)}"
-    steps = f"{curve.steps_per_epoch} optimizer step{'s' * (curve.steps_per_epoch != 1)}"
+    epochs, steps = many(curve.epochs, "epoch"), many(curve.steps_per_epoch, "optimizer step")
     warm = f"{curve.warmup_steps} ({curve.warmup_steps / total:.1%})"
     lines = [f"iterations   {total} = {epochs} x {steps}; warm-up {warm}"]
     marks = {total * 3 // 4: "3/4", total // 2: "1/2", total // 4: "1/4", curve.warmup_steps: "warm", 0: "first"}
