@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data.augment import letterbox
-from data.cache import decode, resize_long_side
+from data.cache import decode, read_image, resize_long_side
 from models.decode import detect
 from models.yolo import MAX_STRIDE, YOLO, check_imgsz
 from utils.device import select_device
@@ -97,11 +97,9 @@ def read_frames(files: list[Path], stride: int) -> Iterator[Frame]:
             yield from _video_frames(file, stride)
             continue
         try:
-            image = decode(np.fromfile(file, np.uint8))
-        except OSError:
-            image = None
-        if image is None:
-            print(f"warning: {printable(str(file))}: not an image that OpenCV can decode; left out", file=sys.stderr)
+            image = read_image(file, decode)
+        except UserError as error:
+            print(f"warning: {printable(str(error))}; left out", file=sys.stderr)
             continue
         yield Frame(image, file)
 

@@ -481,12 +481,12 @@ def _plot_lines(
     points, x_title = x
     rows, y_title = y
     title, numbers = figures or ("", None)
-    many = len(names) > MANY_CLASSES
+    crowded = len(names) > MANY_CLASSES
     with _picture(path, 9, 6) as figure:
         axes = figure.subplots()
         for i, (row, name) in enumerate(zip(rows, names, strict=True)):
-            label = None if many else _shorten(name) + ("" if numbers is None else f" {numbers[i]:.3f}")
-            style = {"color": GREY, "alpha": 0.35, "lw": 0.8} if many else {"color": class_color(i), "lw": 1.4}
+            label = None if crowded else _shorten(name) + ("" if numbers is None else f" {numbers[i]:.3f}")
+            style = {"color": GREY, "alpha": 0.35, "lw": 0.8} if crowded else {"color": class_color(i), "lw": 1.4}
             axes.plot(points, row, label=label, **style)
         if len(names):
             label = f"mean of {many(len(names), 'class')}"
