@@ -208,7 +208,7 @@ def measure_loss(bench: Bench) -> None:
 def measure_start(bench: Bench) -> None:
     """From the command to the end of the first step, everything cached by a start before."""
     took: dict[str, list[float]] = {"ours": [], "peer": []}
-    for turn in range(4):
+    for turn in range(bench.runs + 1):  # the first fills the caches
         for name in ("ours", "peer") if turn % 2 else ("peer", "ours"):
             quiet()
             python, script = (
@@ -223,7 +223,7 @@ def measure_start(bench: Bench) -> None:
             worker.close()
     for name, values in took.items():
         bench.note("start", name, {}, [{"seconds": value} for value in values])
-    one, other = took["ours"][1:], took["peer"][1:]  # the first fills the caches
+    one, other = took["ours"][1:], took["peer"][1:]
     bench.add("second start, to the first step", shown(one), shown(other), "s", median(other) / median(one), 1 / 0.6)
 
 
