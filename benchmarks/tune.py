@@ -3,7 +3,8 @@
     python benchmarks/tune.py --sets bccd-tune shapes --epochs 20 --seeds 0 1 --variants warmup_epochs=1 ema_decay=0.99
 
 Two trainings at a time, each with one thread. Every variant has the seeds of the base, which is the defaults and
-what `--base` says, so that differences are taken seed by seed. A training that lies in the work folder is not done again.
+what `--base` says, so that differences are taken seed by seed. A training that lies in the work folder is not done
+again.
 """
 
 from __future__ import annotations
