@@ -425,7 +425,7 @@ def quick_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard_module, "LOOK_EVERY", 2)
 
 
-ROLLBACK = ["--epochs", "4", "--on-divergence", "rollback", "--linear-lr", "--set", "lr0=0.002", "warmup_epochs=0", "lrf=0.4"]
+ROLLBACK = ["--epochs", "4", "--on-divergence", "rollback", "--linear-lr", "--set", "warmup_epochs=0", "lrf=0.4"]
 
 
 @pytest.mark.usefixtures("quick_to_give_up")

@@ -76,7 +76,7 @@ class Hyp:
     """The hyper-parameters of a run. Every instance has passed the checks; a fault raises `UserError`."""
 
     optimizer: str = _key("AdamW", "update rule", choices=("SGD", "Adam", "AdamW"))
-    lr0: float = _key(0.003, "learning rate at the start, once warm-up is over", within="(0, 10]")
+    lr0: float = _key(0.002, "learning rate at the start, once warm-up is over", within="(0, 10]")
     lrf: float = _key(0.01, "learning rate at the end as a share of lr0", within="[0, 1]")
     schedule: str = _key("one_cycle", "course of the learning rate", choices=(*SCHEDULES, CUSTOM))
     hold: float = _key(0.5, "flat_cosine: share of the run at lr0 before it falls", within="[0, 1]")
