@@ -94,8 +94,9 @@ def bare(settings: Facts) -> tuple[Run, Facts]:
 
 
 def loader(settings: Facts) -> tuple[Run, Facts]:
-    """Mosaic samples of one process, an epoch a run."""
+    """Mosaic samples of one process, set up as a worker is, an epoch a run."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     index, _ = build_index(load_data_config(settings["data"]), "train")
     cache = None if settings["cache"] == "cold" else settings["cache"]
     hyp, epoch = Hyp(), iter(range(10**6))

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data.dataset import DetectionDataset, Sample, SampleKey, epoch_order
 from data.processes import FORKS
 from utils import signals
+from utils.device import keep_freed_memory
 from utils.errors import UserError
 from utils.seed import rng
 
@@ -216,7 +217,9 @@ def _as_it_is(batch: Batch | UserError) -> Batch | UserError:
 
 
 def _init_worker(_: int) -> None:
-    """Run one thread, and leave signals to the trainer: it ends its step and saves before it ends its workers."""
+    """Run one thread, keep freed memory (half the time of a large sample), and leave signals to the trainer: it ends its
+    step and saves before it ends its workers."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    keep_freed_memory()
     signals.leave_to_parent()

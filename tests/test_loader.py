@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -275,3 +277,26 @@ def test_multi_scale_sizes() -> None:
     assert {multi_scale_size(0, 0, number, 320, 0.0, 32) for number in range(20)} == {320}
     assert {multi_scale_size(0, 0, number, 32, 0.75, 32) for number in range(50)} == {32}
     assert {multi_scale_size(0, 0, number, 320, 0.25, 32) for number in range(200)} == {256, 288, 320, 352, 384}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's switch")
+def test_a_worker_keeps_freed_memory_whatever_the_trainer_does() -> None:
+    """On CUDA the trainer doesn't. Pages that the kernel hands out are counted, in a process of its own."""
+    code = """
+import resource, sys, numpy as np, data.loader
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(64 * 2**20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+without = faults()
+data.loader._init_worker(0)
+print(without, [faults() for _ in range(30)][-1])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    without, kept = map(int, out)
+    if without < 1000:
+        pytest.skip("this C library keeps memory by itself")
+    assert kept < without / 10
