@@ -217,8 +217,10 @@ def _as_it_is(batch: Batch | UserError) -> Batch | UserError:
 
 
 def _init_worker(_: int) -> None:
-    """Run one thread, keep freed memory (half the time of a large sample), and leave signals to the trainer: it ends its
-    step and saves before it ends its workers."""
+    """Run one thread, keep freed memory (half the time of a large sample), and leave signals to the trainer.
+
+    It ends its step and saves before it ends its workers.
+    """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     keep_freed_memory()
