@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ import torch
 from data.dataset import DetectionDataset, Sample, SampleKey
 from data.loader import Batch, Loader, Plan, collate, multi_scale_size, resize_batch
 from tests.test_dataset import ALL, Labelled
+from tests.test_device import check_that_memory_is_kept
 from utils import signals
 from utils.errors import UserError
 
@@ -281,22 +281,5 @@ def test_multi_scale_sizes() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's switch")
 def test_a_worker_keeps_freed_memory_whatever_the_trainer_does() -> None:
-    """On CUDA the trainer doesn't. Pages that the kernel hands out are counted, in a process of its own."""
-    code = """
-import resource, torch, data.loader
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(16 * 2**20)  # 64 MB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-faults()
-without = faults()
-data.loader._init_worker(0)
-print(without, [faults() for _ in range(30)][-1])
-"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    without, kept = map(int, out)
-    if without < 1000:
-        pytest.skip("this C library keeps memory by itself")
-    assert kept < without / 10
+    """On CUDA the trainer doesn't."""
+    check_that_memory_is_kept("data.loader", "_init_worker(0)")
