@@ -162,13 +162,15 @@ def measure_share(bench: Bench) -> None:
 
 
 def measure_loader(bench: Bench) -> None:
+    """Samples of one process from each cache; cold, batches of two workers, too: do both of them decode an image?"""
     for size in (320, 640):
-        for cache in ("cold", "ram", "disk"):
-            settings = {"size": size, "cache": cache}
+        for cache, workers in (("cold", 0), ("cold", 2), ("ram", 0), ("disk", 0)):
+            settings = {"size": size, "cache": cache, "workers": workers}
+            who = f"{workers} workers" if workers else "one process"
             found = bench.sides(
-                f"loader-{size}-{cache}", ("ours", "loader", settings), ("peer", "peer:loader", settings)
+                f"loader-{size}-{cache}-{workers}", ("ours", "loader", settings), ("peer", "peer:loader", settings)
             )
-            bench.rates(f"loader, {size} px, {cache}, one process", found, "ours", "peer", 3)
+            bench.rates(f"loader, {size} px, {cache}, {who}", found, "ours", "peer", 3)
 
 
 def measure_post(bench: Bench) -> None:

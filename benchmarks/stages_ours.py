@@ -24,6 +24,7 @@ from benchmarks.worker import Run, serve
 from data.config import load_data_config
 from data.dataset import DetectionDataset, SampleKey, epoch_order
 from data.index import build_index
+from data.loader import Loader
 from models.decode import detect
 from models.head import Predictions, anchor_points
 from models.loss import DetectionLoss
@@ -94,16 +95,19 @@ def bare(settings: Facts) -> tuple[Run, Facts]:
 
 
 def loader(settings: Facts) -> tuple[Run, Facts]:
-    """Mosaic samples of one process, set up as a worker is, an epoch a run."""
+    """Mosaic samples, an epoch a run: of one process, set up as a worker is, or batches of several `workers`."""
     torch.set_num_threads(1)
     keep_freed_memory()
     index, _ = build_index(load_data_config(settings["data"]), "train")
     cache = None if settings["cache"] == "cold" else settings["cache"]
     hyp, epoch = Hyp(), iter(range(10**6))
     dataset = DetectionDataset(index, settings["size"], hyp, seed=0, epochs=10**6, augment=True, cache=cache)
+    batches = Loader(dataset, settings["batch"], workers=settings.get("workers", 0), seed=0, shuffle=True)
 
     def run() -> dict[str, float]:
         now = next(epoch)
+        if settings.get("workers"):
+            return {"images": sum(map(len, batches.epoch(now)))}
         for i in epoch_order(0, now, len(index))[0]:
             dataset[SampleKey(now, int(i))]
         return {"images": len(index)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,14 +14,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.augment import SAME, Affine, Picture, Tile, compose, flip, hsv_draw, letterbox, mixup, mosaic, recolour
-from data.cache import ImageCache, ImageList, build_cache, load_indexed, resized_sizes
+from data.cache import AUTO_SHARE, ImageCache, ImageList, available_memory, build_cache, load_indexed, resized_sizes
+from data.processes import FORKS
+from data.recent import RecentImages
 from utils.errors import UserError
 from utils.seed import rng
 
 NEAR = 64  # images before a sample, in the order of its epoch, that its partners are drawn from
 NO_WAY = torch.full((4,), torch.nan)  # the letterbox of a sample that is none
 ORDERS = tuple(permutations(range(4)))
-KEPT = 2 * NEAR  # decoded images that a process remembers: with room for those that other workers' samples share
+KEPT = 2 * NEAR  # decoded images that a process remembers
 
 
 class Labels(ImageList, Protocol):
@@ -92,7 +93,7 @@ class Sample:
     )  # float32 [3, 3]: its RGB is yet to be multiplied by it
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The order of `count` images in an epoch, and the place of each in it: int32 `[count]` both."""
     order = rng(seed, "order", epoch).permutation(count).astype(np.int32)
@@ -136,7 +137,8 @@ class DetectionDataset(Dataset[Sample]):
         self._first_plain_epoch = epochs - hyp.close_mosaic
         self._affine = Affine(hyp.degrees, hyp.translate, hyp.scale, hyp.shear, hyp.perspective)
         self._cache: ImageCache | None = build_cache(index, imgsz, cache) if cache else None
-        self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._recent: dict[int, np.ndarray] = {}
+        self.shared: RecentImages | None = None  # in a worker: see `room_to_share`
         self._boxes, self._classes, self._offsets = _without_crowds(index)
 
     def __len__(self) -> int:
@@ -157,9 +159,26 @@ class DetectionDataset(Dataset[Sample]):
     def _shape(self, i: int) -> tuple[int, int]:
         return tuple(self._rect_shape(self.index.sizes[i]).tolist()) if self.rect else (self.imgsz, self.imgsz)
 
-    def _load(self, i: int) -> Picture:
-        """Image `i`, its long side resized to `imgsz`, with its boxes."""
-        image = self._cache[i] if self._cache is not None else self._decode(i)
+    def room_to_share(self, samples: int, processes: int) -> RecentImages | None:
+        """Room for the decoded images of workers that have `samples` samples in hand among them, to be their `shared`.
+
+        It takes a tenth of the free memory at most, together with the other trainers, `processes` in all. None where
+        no worker wants an image that another decodes, or where workers don't inherit memory.
+        """
+        if self._cache is not None or not self.augment or not self._composes(0) or not FORKS:
+            return None
+        size = 3 * int(resized_sizes(self.index.sizes, self.imgsz).prod(-1).max(initial=1))
+        free = available_memory() or 0
+        slots = min(NEAR + samples, int(AUTO_SHARE * free / (size * processes)))
+        return RecentImages(slots, size) if slots else None
+
+    def _composes(self, epoch: int) -> bool:
+        """Whether samples of an epoch may be made of several images."""
+        return not self.rect and epoch < self._first_plain_epoch and max(self.hyp.mosaic, self.hyp.mixup) > 0
+
+    def _load(self, i: int, key: SampleKey | None = None) -> Picture:
+        """Image `i`, its long side resized to `imgsz`, with its boxes, for a training sample or a plain one."""
+        image = self._cache[i] if self._cache is not None else self._decode(i, key)
         begin, end = self._offsets[i : i + 2].tolist()
         boxes = self._boxes[begin:end]
         (width, height), (own_height, own_width, _) = self.index.sizes[i].tolist(), image.shape
@@ -167,16 +186,29 @@ class DetectionDataset(Dataset[Sample]):
             boxes = boxes * np.array([own_width / width, own_height / height] * 2, np.float32)
         return Picture(image, boxes, self._classes[begin:end])
 
-    def _decode(self, i: int) -> np.ndarray:
-        """Image `i` from its file, or from memory where it was among the last of a training set."""
+    def _decode(self, i: int, key: SampleKey | None) -> np.ndarray:
+        """Image `i` from its file, or from memory where this process or another worker has just decoded it."""
+        if key is None:
+            return load_indexed(self.index, i, self.imgsz)
         image = self._recent.get(i)
         if image is None:
-            image = load_indexed(self.index, i, self.imgsz)
-            if self.augment:
-                self._recent[i] = image
-            if len(self._recent) > KEPT:
-                self._recent.popitem(last=False)
+            place = int(epoch_order(self.seed, key.epoch, len(self))[1][i])
+            image = self.shared.get(place, i) if self.shared else None
+            if image is None:
+                image = load_indexed(self.index, i, self.imgsz)
+                if self.shared and self._composes(key.epoch):
+                    self.shared.put(place, i, image)
+            if len(self._recent) == KEPT:
+                self._forget(key)
+            self._recent[i] = image
         return image
+
+    def _forget(self, key: SampleKey) -> None:
+        """Drop the image in memory that is needed last, for its own sample or for those just after it."""
+        kept = np.fromiter(self._recent, np.int64, KEPT)
+        now, after = (epoch_order(self.seed, epoch, len(self))[1] for epoch in (key.epoch, key.epoch + 1))
+        passed = now[kept] + NEAR < now[key.index]
+        del self._recent[int(kept[np.where(passed, len(self) + after[kept], now[kept]).argmax()])]
 
     def _plain_sample(self, i: int) -> Sample:
         image, boxes, classes = self._load(i)
@@ -187,7 +219,7 @@ class DetectionDataset(Dataset[Sample]):
         return self._sample(Picture(canvas, boxes, classes), i, letterbox_way)
 
     def _training_sample(self, key: SampleKey) -> Sample:
-        hyp, composite = self.hyp, not self.rect and key.epoch < self._first_plain_epoch
+        hyp, composite = self.hyp, self._composes(key.epoch)
         numbers = Numbers.draw(self.seed, key, 0)
         picture = self._warped(key, numbers, composite)
         if composite and numbers.mixup[0] < hyp.mixup:
@@ -208,7 +240,7 @@ class DetectionDataset(Dataset[Sample]):
             tiles = self._mosaic(key, numbers)
             source, target = (2 * self.imgsz,) * 2, (self.imgsz,) * 2
         else:
-            picture = self._load(key.index)
+            picture = self._load(key.index, key)
             source = target = self._shape(key.index)[::-1]
             left, top = ((side - own) // 2 for side, own in zip(target, picture.image.shape[1::-1], strict=True))
             tiles = [Tile(picture, left, top)]
@@ -224,7 +256,7 @@ class DetectionDataset(Dataset[Sample]):
     def _mosaic(self, key: SampleKey, numbers: Numbers) -> list[Tile]:
         """Image `key.index` and three others, in drawn places."""
         members = (key.index, *self._partners(key, numbers.partners))
-        pictures = [self._load(members[place]) for place in ORDERS[int(len(ORDERS) * numbers.order)]]
+        pictures = [self._load(members[place], key) for place in ORDERS[int(len(ORDERS) * numbers.order)]]
         first, last = self.imgsz // 2, 3 * self.imgsz // 2
         return mosaic(pictures, *(first + int((last + 1 - first) * number) for number in numbers.center))
 

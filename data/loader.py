@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.dataset import DetectionDataset, Sample, SampleKey, epoch_order
 from data.processes import FORKS
+from data.recent import RecentImages
 from utils import signals
 from utils.device import keep_freed_memory
 from utils.errors import UserError
@@ -151,7 +152,8 @@ class Loader:
         pin_memory: bool = False,
     ) -> None:
         self._plan = Plan(dataset.shapes(), batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size)
-        self._source = _BatchSource(dataset)
+        in_hand = (workers + 1) * batch_size * world_size
+        self._source = _BatchSource(dataset, dataset.room_to_share(in_hand, world_size) if workers > 1 else None)
         self._workers = workers
         self._torch_loader = self._start(pin_memory and torch.cuda.is_available()) if workers > 0 else None
 
@@ -199,13 +201,15 @@ class Loader:
 class _BatchSource(Dataset[Batch]):
     """Whole batches by their list of keys."""
 
-    def __init__(self, dataset: DetectionDataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: DetectionDataset, shared: RecentImages | None) -> None:
+        self._dataset, self._shared = dataset, shared
 
     def load(self, keys: list[SampleKey]) -> Batch:
         return collate([self._dataset[key] for key in keys])
 
     def __getitem__(self, keys: list[SampleKey]) -> Batch | UserError:
+        """In a worker. Workers alone share: one that was ended may hold a lock, and the trainer would wait for ever."""
+        self._dataset.shared = self._shared
         try:
             return self.load(keys)
         except UserError as error:  # returned: torch would wrap the one line of a raised one in the worker's traceback

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Lock
 from typing import Any, TypeVar
 
 from utils import signals
@@ -31,6 +32,11 @@ class WorkerDied(UserError):
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def inherited_lock() -> Lock:
+    """A lock that this process and those it forks share."""
+    return multiprocessing.get_context("fork").Lock()
 
 
 def in_processes(make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], count: int) -> Iterator[Result]:

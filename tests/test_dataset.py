@@ -343,25 +343,87 @@ def test_small_sets_have_partners_too(index: Labelled, count: int) -> None:
     assert set().union(*shown) == set(range(count))
 
 
-def test_an_epoch_in_its_order_decodes_each_image_about_once(index: Labelled, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the images that are decoded, in turn."""
+    numbers: list[int] = []
     load = dataset_module.load_indexed
 
     def count(source: Labelled, i: int, imgsz: int) -> np.ndarray:
-        read.append(i)
+        numbers.append(i)
         return load(source, i, imgsz)
 
     monkeypatch.setattr(dataset_module, "load_indexed", count)
-    twenty = [i % 8 for i in range(20 * NEAR)]
-    many = Labelled(
-        [index.paths[i] for i in twenty], index.sizes[twenty].tolist(), index.boxes[twenty][:, None].tolist()
-    )
-    dataset = make(many, replace(PLAIN, mosaic=1.0), imgsz=32)
-    for i in epoch_order(5, 0, len(many))[0]:
-        dataset[SampleKey(0, int(i))]
-    # The first look for partners at the end of the order, and crowd out some of their own.
-    assert len(read) <= len(many) + 4 * NEAR
+    return numbers
+
+
+def repeated(index: Labelled, count: int) -> Labelled:
+    """The eight images, again and again."""
+    numbers = [i % 8 for i in range(count)]
+    boxes = index.boxes[numbers][:, None].tolist()
+    return Labelled([index.paths[i] for i in numbers], index.sizes[numbers].tolist(), boxes)
+
+
+@pytest.mark.parametrize(("count", "most"), [(20 * NEAR, [1.01, 1.01, 1.0]), (292, [1.01, 0.97, 0.93])])
+def test_an_epoch_in_its_order_decodes_each_image_once_at_most(
+    count: int, most: list[float], index: Labelled, read: list[int]
+) -> None:
+    """Of a small set, some images are still there from the epoch before."""
+    dataset = make(repeated(index, count), replace(PLAIN, mosaic=1.0), imgsz=32)
+    for epoch, share in enumerate(most):
+        read.clear()
+        for i in epoch_order(5, epoch, count)[0]:
+            dataset[SampleKey(epoch, int(i))]
+        assert len(read) <= share * count
     assert len(dataset._recent) == KEPT
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+def test_workers_that_share_decode_each_image_about_once(workers: int, index: Labelled, read: list[int]) -> None:
+    many = repeated(index, 20 * NEAR)
+    hyp, order = replace(PLAIN, mosaic=1.0), epoch_order(5, 0, len(many))[0]
+
+    def load(share: bool) -> list[Sample]:
+        """As workers do, in turn, each a batch of 16."""
+        sets = [make(many, hyp, imgsz=32) for _ in range(workers)]
+        room = sets[0].room_to_share(16 * (workers + 1), 1)
+        for one in sets:
+            one.shared = room if share else None
+        return [sets[place // 16 % workers][SampleKey(0, int(i))] for place, i in enumerate(order)]
+
+    alone, decoded = load(share=False), len(read)
+    assert decoded > (1.6 if workers == 2 else 2.4) * len(many)  # what there is to save
+    shared = load(share=True)
+    assert len(read) - decoded <= len(many) + 4 * NEAR
+    for a, b in zip(alone, shared, strict=True):
+        assert torch.equal(a.image, b.image) and torch.equal(a.boxes, b.boxes)
+
+
+def test_what_no_other_sample_wants_is_not_shared(index: Labelled) -> None:
+    composing = replace(PLAIN, mosaic=1.0, close_mosaic=2)
+    assert make(index, PLAIN).room_to_share(64, 1) is None
+    assert make(index, composing, augment=False).room_to_share(64, 1) is None
+    assert make(index, composing, rect=True).room_to_share(64, 1) is None
+    assert make(index, composing, cache="ram").room_to_share(64, 1) is None
+    for epoch, shares in ((0, True), (18, False)):
+        dataset = make(index, composing)
+        dataset.shared = dataset.room_to_share(64, 1)
+        dataset[SampleKey(epoch, 3)]
+        place = int(epoch_order(5, epoch, len(index))[1][3])
+        assert (dataset.shared.get(place, 3) is not None) == shares
+
+
+def test_the_room_to_share_is_a_tenth_of_the_free_memory_at_most(
+    index: Labelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make(index, replace(PLAIN, mosaic=1.0), imgsz=64)
+    size = max(dataset._load(i).image.nbytes for i in range(len(index)))
+    slots = []
+    for free in (10**12, 10 * size * 40, 10 * size * 40 - 1, size):
+        monkeypatch.setattr(dataset_module, "available_memory", lambda free=free: free)
+        rooms = (dataset.room_to_share(100, 1), dataset.room_to_share(100, 2))
+        slots.append([room and len(room) for room in rooms])
+    assert slots == [[NEAR + 100] * 2, [40, 20], [39, 19], [None, None]]
 
 
 def test_colours_left_to_the_device_are_those_of_the_loader(index: Labelled) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from data import dataset as dataset_module
 from data.dataset import DetectionDataset, Sample, SampleKey
 from data.loader import Batch, Loader, Plan, collate, multi_scale_size, resize_batch
 from tests.test_dataset import ALL, Labelled
@@ -142,6 +143,32 @@ def test_workers_change_no_byte(index: Labelled, options: dict) -> None:
             assert same(list(alone.epoch(epoch)), list(helped.epoch(epoch)))
     finally:
         helped.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is inherited by fork")
+def test_workers_take_from_each_other_what_is_decoded(
+    index: Labelled, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    load, log = dataset_module.load_indexed, tmp_path / "decoded"
+
+    def note(source: Labelled, i: int, imgsz: int) -> np.ndarray:
+        with log.open("ab") as file:
+            file.write(b".")
+        return load(source, i, imgsz)
+
+    monkeypatch.setattr(dataset_module, "load_indexed", note)
+    many = Labelled(index.paths * 40, index.sizes.tolist() * 40, [[]] * 440)
+    alone = list(loader(dataset(many)).epoch(0))
+    once = log.stat().st_size
+    helped = loader(dataset(many), workers=2)
+    try:
+        assert same(alone, list(helped.epoch(0)))
+    finally:
+        helped.close()
+    total = log.stat().st_size
+    assert total - once < 1.4 * once  # without sharing nearly twice as many
+    assert len(list(helped.epoch(0))) == 110  # it still loads, and waits for no worker that was ended
+    assert log.stat().st_size > total
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,0 +1,46 @@
+"""Decoded images that a loader's workers share: none decodes what another has just decoded."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+
+from data.processes import inherited_lock
+
+LOCKS = 64
+
+
+class RecentImages:
+    """The last decoded images of an epoch's order, in memory that forked processes share.
+
+    The image at `place` of the order lies in slot `place % slots` until another takes the slot. Whoever misses one
+    decodes it: the pixels are the same, so what is found here, which depends on the workers' pace, changes no sample.
+    """
+
+    def __init__(self, slots: int, size: int) -> None:
+        """`size`: the bytes of the largest image."""
+        # Anonymous memory is not bounded by /dev/shm (64 MB in many containers); what isn't written isn't taken.
+        self._pixels = np.frombuffer(mmap.mmap(-1, slots * size), np.uint8).reshape(slots, size)
+        # The image in a slot, by its number + 1, with its height and width; zeros while there is none.
+        self._names = np.frombuffer(mmap.mmap(-1, slots * 24), np.int64).reshape(slots, 3)
+        self._locks = [inherited_lock() for _ in range(min(slots, LOCKS))]
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def get(self, place: int, number: int) -> np.ndarray | None:
+        """Image `number`, uint8 `[h, w, 3]`, a copy, where its place still holds it."""
+        slot = place % len(self)
+        with self._locks[slot % len(self._locks)]:
+            name, height, width = self._names[slot].tolist()
+            if name != number + 1:
+                return None
+            return self._pixels[slot, : 3 * height * width].reshape(height, width, 3).copy()
+
+    def put(self, place: int, number: int, image: np.ndarray) -> None:
+        """Keep image `number`, uint8 `[h, w, 3]`, in place of what was there."""
+        slot = place % len(self)
+        with self._locks[slot % len(self._locks)]:
+            self._pixels[slot, : image.size] = image.reshape(-1)
+            self._names[slot] = number + 1, *image.shape[:2]
