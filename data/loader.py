@@ -13,12 +13,16 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.dataset import DetectionDataset, Sample, SampleKey, epoch_order
+from data.handover import Pixels, Slots
 from data.processes import FORKS
 from data.recent import RecentImages
 from utils import signals
 from utils.device import keep_freed_memory
 from utils.errors import UserError
 from utils.seed import rng
+
+PREFETCH = 2  # batches that a worker is ahead
+SPARE = 4  # and those that the trainer has at once
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,33 @@ class Batch:
         return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """Make one batch of samples of one shape."""
+@dataclass(frozen=True)
+class Handed:
+    """A batch on its way from a worker to the trainer: torch would make a file of each tensor."""
+
+    pixels: Pixels
+    shape: tuple[int, int]  # height, width
+    rest: dict[str, np.ndarray]  # what else is in a batch
+
+    def batch(self) -> Batch:
+        """The batch, in the memory that it was handed over in."""
+        rest = {name: torch.from_numpy(array) for name, array in self.rest.items()}
+        images = torch.from_numpy(self.pixels.array).view(-1, *self.shape, 3)  # which keeps the slot
+        return Batch(images.permute(0, 3, 1, 2), **rest)
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory (called by torch's DataLoader)."""
+        return self.batch().pin_memory()
+
+
+def collate(samples: list[Sample], pixels: Tensor | None = None) -> Batch:
+    """Make one batch of samples of one shape, in the memory of `pixels`, uint8 `[B · H · W · 3]`, if that is given."""
     height, width = samples[0].image.shape[1:]
     size, most = len(samples), max(1, *(len(sample.classes) for sample in samples))
     # Images are decoded as [H, W, 3]; kept so, nothing is transposed, and convolutions on CPUs and tensor cores are
     # quicker on channels-last memory.
-    pixels = torch.empty(size, height, width, 3, dtype=torch.uint8)
+    pixels = torch.empty(size * height * width * 3, dtype=torch.uint8) if pixels is None else pixels
+    pixels = pixels.view(size, height, width, 3)
     boxes = torch.zeros(size, most, 4)
     classes = torch.full((size, most), -1, dtype=torch.int64)
     for i, sample in enumerate(samples):
@@ -153,7 +177,10 @@ class Loader:
     ) -> None:
         self._plan = Plan(dataset.shapes(), batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size)
         in_hand = (workers + 1) * batch_size * world_size
-        self._source = _BatchSource(dataset, dataset.room_to_share(in_hand, world_size) if workers > 1 else None)
+        shared = dataset.room_to_share(in_hand, world_size) if workers > 1 else None
+        largest = 3 * batch_size * int(dataset.shapes().prod(-1).max(initial=1))
+        slots = Slots(PREFETCH * workers + SPARE, largest) if workers and FORKS else None
+        self._source = _BatchSource(dataset, shared, slots)
         self._workers = workers
         self._torch_loader = self._start(pin_memory and torch.cuda.is_available()) if workers > 0 else None
 
@@ -171,7 +198,7 @@ class Loader:
         for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
-            yield batch
+            yield batch.batch() if isinstance(batch, Handed) else batch
 
     def close(self) -> None:
         """End the workers, at once whatever they do. A loader that is closed still loads, in this process."""
@@ -193,7 +220,7 @@ class Loader:
             worker_init_fn=_init_worker,
             multiprocessing_context="fork" if FORKS else None,
             generator=torch.Generator(),  # else each epoch would draw from torch's global generator
-            prefetch_factor=2,
+            prefetch_factor=PREFETCH,
             persistent_workers=True,
         )
 
@@ -201,22 +228,32 @@ class Loader:
 class _BatchSource(Dataset[Batch]):
     """Whole batches by their list of keys."""
 
-    def __init__(self, dataset: DetectionDataset, shared: RecentImages | None) -> None:
-        self._dataset, self._shared = dataset, shared
+    def __init__(self, dataset: DetectionDataset, shared: RecentImages | None, slots: Slots | None) -> None:
+        self._dataset, self._shared, self._slots = dataset, shared, slots
 
     def load(self, keys: list[SampleKey]) -> Batch:
         return collate([self._dataset[key] for key in keys])
 
-    def __getitem__(self, keys: list[SampleKey]) -> Batch | UserError:
+    def __getitem__(self, keys: list[SampleKey]) -> Handed | Batch | UserError:
         """In a worker. Workers alone share: one that was ended may hold a lock, and the trainer would wait for ever."""
         self._dataset.shared = self._shared
         try:
-            return self.load(keys)
+            return self._handed([self._dataset[key] for key in keys])
         except UserError as error:  # returned: torch would wrap the one line of a raised one in the worker's traceback
             return UserError(str(error))
 
+    def _handed(self, samples: list[Sample]) -> Handed | Batch:
+        """A batch in a slot, or as torch hands it over where there is none."""
+        size = len(samples) * samples[0].image.numel()
+        pixels = self._slots.take(size) if self._slots else None
+        if pixels is None:
+            return collate(samples)
+        batch = collate(samples, torch.from_numpy(pixels.array))
+        rest = {field.name: getattr(batch, field.name).numpy() for field in fields(batch) if field.name != "images"}
+        return Handed(pixels, tuple(samples[0].image.shape[1:]), rest)
 
-def _as_it_is(batch: Batch | UserError) -> Batch | UserError:
+
+def _as_it_is(batch: Handed | Batch | UserError) -> Handed | Batch | UserError:
     return batch
 
 

@@ -171,6 +171,36 @@ def test_workers_take_from_each_other_what_is_decoded(
     assert log.stat().st_size > total
 
 
+def torch_files() -> int:
+    """The tensors' files that are mapped into this process."""
+    return Path("/proc/self/maps").read_text().count("/torch_")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is inherited by fork")
+@pytest.mark.parametrize("augment", [True, False])
+def test_batches_come_through_memory_that_is_used_again_and_is_no_file(index: Labelled, augment: bool) -> None:
+    many = Labelled(index.paths * 10, index.sizes.tolist() * 10, [[]] * 110)
+    source = dataset(many, augment=augment, rect=not augment)
+    alone, helped = list(loader(source).epoch(2)), loader(source, workers=1)
+    slots, files = helped._source._slots, torch_files()
+    total = slots.free()
+    try:
+        next(helped.epoch(1))  # abandoned
+        for ours, batch in zip(alone, helped.epoch(2), strict=True):
+            assert same([ours], [batch]) and batch.images.is_contiguous(memory_format=torch.channels_last)
+            kept = batch.images[0]  # the one before is kept until now
+        assert torch_files() == files
+        assert torch.equal(kept, alone[-1].images[0]) and slots.free() == total - 1
+        del batch, kept
+        assert slots.free() == total
+        kept = list(helped.epoch(2))  # more than there is room for
+        assert len(kept) > total and same(alone, kept) and torch_files() > files
+        del kept
+        assert slots.free() == total
+    finally:
+        helped.close()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_can_start_at_any_batch(index: Labelled, workers: int) -> None:
     batches = loader(dataset(index), workers)
