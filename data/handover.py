@@ -30,14 +30,14 @@ class Slots:
         self.key = next(self._keys)
         self.known[self.key] = self
 
-    def take(self, size: int) -> Pixels | None:
-        """In a worker: pixels to be filled and sent. None where no slot is free: the trainer keeps the batches."""
+    def take(self, size: int) -> Pixels:
+        """In a worker: pixels to be filled and sent; in memory of their own where the trainer keeps all slots."""
         with self._lock:
             slot = int(self._taken.argmin())
-            if self._taken[slot]:
-                return None
-            self._taken[slot] = 1
-        return Pixels(self.key, slot, self._pixels[slot, :size])
+            if not self._taken[slot]:
+                self._taken[slot] = 1
+                return Pixels(self._pixels[slot, :size], self.key, slot)
+        return Pixels(np.empty(size, np.uint8))
 
     def lend(self, slot: int, size: int) -> np.ndarray:
         """In the trainer: a slot that was received. It is free again when nothing uses the array any more."""
@@ -55,14 +55,17 @@ class Slots:
 
 
 class Pixels:
-    """uint8 `[N]` in a slot. What is pickled is where."""
+    """uint8 `[N]`. What is pickled is the slot where they lie, or all of them where it is none."""
 
-    def __init__(self, key: int, slot: int, array: np.ndarray) -> None:
-        self._key, self._slot, self.array = key, slot, array
+    def __init__(self, array: np.ndarray, key: int = 0, slot: int | None = None) -> None:
+        self.array, self._key, self.slot = array, key, slot
 
-    def __getstate__(self) -> tuple[int, int, int]:
-        return self._key, self._slot, self.array.size
+    def __getstate__(self) -> tuple[int, int, int] | np.ndarray:
+        return self.array if self.slot is None else (self._key, self.slot, self.array.size)
 
-    def __setstate__(self, state: tuple[int, int, int]) -> None:
-        self._key, self._slot, size = state
-        self.array = Slots.known[self._key].lend(self._slot, size)
+    def __setstate__(self, state: tuple[int, int, int] | np.ndarray) -> None:
+        if isinstance(state, np.ndarray):
+            self.__init__(state)
+        else:
+            key, slot, size = state
+            self.__init__(Slots.known[key].lend(slot, size), key, slot)

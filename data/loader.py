@@ -67,7 +67,7 @@ class Handed:
     def batch(self) -> Batch:
         """The batch, in the memory that it was handed over in."""
         rest = {name: torch.from_numpy(array) for name, array in self.rest.items()}
-        images = torch.from_numpy(self.pixels.array).view(-1, *self.shape, 3)  # which keeps the slot
+        images = torch.from_numpy(self.pixels.array).view(-1, *self.shape, 3)  # it keeps the array, and that the slot
         return Batch(images.permute(0, 3, 1, 2), **rest)
 
     def pin_memory(self) -> Batch:
@@ -243,11 +243,10 @@ class _BatchSource(Dataset[Batch]):
             return UserError(str(error))
 
     def _handed(self, samples: list[Sample]) -> Handed | Batch:
-        """A batch in a slot, or as torch hands it over where there is none."""
-        size = len(samples) * samples[0].image.numel()
-        pixels = self._slots.take(size) if self._slots else None
-        if pixels is None:
+        """A batch on its way, or for torch to hand over where workers don't inherit memory."""
+        if self._slots is None:
             return collate(samples)
+        pixels = self._slots.take(len(samples) * samples[0].image.numel())
         batch = collate(samples, torch.from_numpy(pixels.array))
         rest = {field.name: getattr(batch, field.name).numpy() for field in fields(batch) if field.name != "images"}
         return Handed(pixels, tuple(samples[0].image.shape[1:]), rest)

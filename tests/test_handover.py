@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is inher
 def test_a_slot_is_taken_until_nothing_uses_what_was_received() -> None:
     slots = Slots(2, 24)
     first, second = slots.take(24), slots.take(12)
-    assert slots.take(1) is None and slots.free() == 0
+    assert slots.free() == 0
     first.array[:], second.array[:] = 1, 2
     received = pickle.loads(pickle.dumps(first))
     assert received.array.tolist() == [1] * 24 and pickle.loads(pickle.dumps(second)).array.tolist() == [2] * 12
@@ -28,7 +28,8 @@ def test_a_slot_is_taken_until_nothing_uses_what_was_received() -> None:
     del first, second, received
     assert slots.free() == 1  # a part of it is still in use
     slots.take(24).array[:] = 3
-    assert (images == 1).all() and slots.take(1) is None
+    slots.take(24).array[:] = 4  # there is no room for it
+    assert (images == 1).all() and slots.free() == 0
     del images
     assert slots.free() == 1
 
@@ -65,4 +66,13 @@ def test_what_a_process_fills_another_reads() -> None:
     process.start()
     received = results.get(timeout=60)
     process.join()
-    assert received.array.tolist() == [7] * 6 and slots.take(6) is None
+    assert received.array.tolist() == [7] * 6 and slots.free() == 0
+
+
+def test_what_finds_no_slot_is_sent_whole() -> None:
+    slots = Slots(1, 8)
+    first, second = slots.take(8), slots.take(6)
+    first.array[:], second.array[:] = 1, 2
+    received = pickle.loads(pickle.dumps(second))
+    assert received.array.tolist() == [2] * 6 and received.slot is None
+    assert received.array.flags.writeable and slots.free() == 0
