@@ -187,20 +187,26 @@ class DetectionDataset(Dataset[Sample]):
         return Picture(image, boxes, self._classes[begin:end])
 
     def _decode(self, i: int, key: SampleKey | None) -> np.ndarray:
-        """Image `i` from its file, or from memory where this process or another worker has just decoded it."""
+        """Image `i`, for a training sample from memory where this process has just had it."""
         if key is None:
             return load_indexed(self.index, i, self.imgsz)
         image = self._recent.get(i)
         if image is None:
-            place = int(epoch_order(self.seed, key.epoch, len(self))[1][i])
-            image = self.shared.get(place, i) if self.shared else None
-            if image is None:
-                image = load_indexed(self.index, i, self.imgsz)
-                if self.shared and self._composes(key.epoch):
-                    self.shared.put(place, i, image)
+            image = self._decode_once(i, key.epoch)
             if len(self._recent) == KEPT:
                 self._forget(key)
             self._recent[i] = image
+        return image
+
+    def _decode_once(self, i: int, epoch: int) -> np.ndarray:
+        """Image `i` from another worker that has decoded it, or else from its file, for the others too."""
+        if self.shared is None or not self._composes(epoch):
+            return load_indexed(self.index, i, self.imgsz)
+        place = int(epoch_order(self.seed, epoch, len(self))[1][i])
+        image = self.shared.get(place, i)
+        if image is None:
+            image = load_indexed(self.index, i, self.imgsz)
+            self.shared.put(place, i, image)
         return image
 
     def _forget(self, key: SampleKey) -> None:

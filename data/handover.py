@@ -6,7 +6,6 @@ containers have 64 MB there in all. These slots are used again and again, and ar
 
 from __future__ import annotations
 
-import mmap
 import os
 import weakref
 from itertools import count
@@ -14,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from data.processes import inherited_lock
+from data.processes import inherited_array, inherited_lock
 
 
 class Slots:
@@ -24,8 +23,8 @@ class Slots:
     _keys: ClassVar[count] = count()
 
     def __init__(self, slots: int, size: int) -> None:
-        self._pixels = np.frombuffer(mmap.mmap(-1, slots * size), np.uint8).reshape(slots, size)
-        self._taken = np.frombuffer(mmap.mmap(-1, slots), np.uint8)
+        self._pixels = inherited_array((slots, size), np.uint8)
+        self._taken = inherited_array((slots,), np.uint8)
         self._lock = inherited_lock()  # among workers: the trainer never waits for it
         self.key = next(self._keys)
         self.known[self.key] = self

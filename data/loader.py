@@ -175,11 +175,13 @@ class Loader:
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        self._plan = Plan(dataset.shapes(), batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size)
+        shapes = dataset.shapes()
+        self._plan = Plan(shapes, batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size)
         in_hand = (workers + 1) * batch_size * world_size
         shared = dataset.room_to_share(in_hand, world_size) if workers > 1 else None
-        largest = 3 * batch_size * int(dataset.shapes().prod(-1).max(initial=1))
-        slots = Slots(PREFETCH * workers + SPARE, largest) if workers and FORKS else None
+        slots = None
+        if workers and FORKS:
+            slots = Slots(PREFETCH * workers + SPARE, 3 * batch_size * int(shapes.prod(-1).max(initial=1)))
         self._source = _BatchSource(dataset, shared, slots)
         self._workers = workers
         self._torch_loader = self._start(pin_memory and torch.cuda.is_available()) if workers > 0 else None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
-
 import numpy as np
 
-from data.processes import inherited_lock
+from data.processes import inherited_array, inherited_lock
 
 LOCKS = 64
 
@@ -20,10 +18,9 @@ class RecentImages:
 
     def __init__(self, slots: int, size: int) -> None:
         """`size`: the bytes of the largest image."""
-        # Anonymous memory is not bounded by /dev/shm (64 MB in many containers); what isn't written isn't taken.
-        self._pixels = np.frombuffer(mmap.mmap(-1, slots * size), np.uint8).reshape(slots, size)
+        self._pixels = inherited_array((slots, size), np.uint8)
         # The image in a slot, by its number + 1, with its height and width; zeros while there is none.
-        self._names = np.frombuffer(mmap.mmap(-1, slots * 24), np.int64).reshape(slots, 3)
+        self._names = inherited_array((slots, 3), np.int64)
         self._locks = [inherited_lock() for _ in range(min(slots, LOCKS))]
 
     def __len__(self) -> int:
