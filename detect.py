@@ -136,7 +136,7 @@ def detect_frame(
         iou=options.iou_thres,
         max_det=options.max_det,
         agnostic=options.agnostic_nms,
-    )[0]
+    ).split()[0]
     way = (small.shape[1] / width, small.shape[0] / height, left, top)
     boxes = to_original_boxes(found.boxes, way, (width, height))
     result = Detections(np.zeros(len(boxes), np.int64), *(_array(x) for x in (boxes, found.scores, found.classes)))

@@ -27,8 +27,7 @@ from data.cache import auto_cache
 from data.config import DataConfig, load_data_config
 from data.dataset import DetectionDataset
 from data.index import Index
-from data.loader import Batch, Loader, multi_scale_size, resize_batch
-from data.processes import cores
+from data.loader import Batch, Loader, default_workers, multi_scale_size, resize_batch
 from data.splits import Splits, read_splits
 from models.build import build_model, check_request, rebuild_model
 from models.loss import DetectionLoss, LossTerms
@@ -300,7 +299,7 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
         say(line)
     train, val = splits.indices["train"], splits.indices["val"]
     imgsz = options.imgsz or min(-(-int(train.sizes.max()) // MAX_STRIDE) * MAX_STRIDE, MAX_IMGSZ)
-    workers = options.workers if options.workers >= 0 else default_workers(options.device)
+    workers = options.workers if options.workers >= 0 else default_workers(device)
     share: dict[str, Any] = {"seed": options.seed, "epochs": origin.course.planned, "stride": MAX_STRIDE}
     cache = {"auto": auto_cache([train, val], imgsz), "off": None}.get(options.cache, options.cache)
     share["cache"] = None if options.plan else cache
@@ -320,18 +319,12 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
         world_size=dist.world_size(),
         pin_memory=True,
     )
-    val_loader = Loader(val_set, options.batch_size, workers=workers, seed=options.seed, shuffle=False)
+    val_loader = Loader(val_set, options.batch_size, workers=workers, seed=options.seed, shuffle=False, pin_memory=True)
     chosen = "" if options.imgsz else " (longest side of the training images, at most 640)"
     classes = many(config.nc, "class")
     say(f"data         {config.file}: {classes}, {len(train)} training and {len(val)} validation images")
     say(f"image size   {imgsz}{chosen}; image cache {cache or 'off'}; {workers} loader workers")
     return Data(config, splits, imgsz, train, val, loader, val_loader)
-
-
-def default_workers(device: str) -> int:
-    """On a CPU all cores compute, and loading is a few percent of a step; on a GPU loading needs cores of its own."""
-    on_gpu = torch.cuda.is_available() and device != "cpu"
-    return min(8, max(1, cores() // dist.world_size())) if on_gpu else 0 if cores() <= 4 else 2
 
 
 def build_training(options: TrainOptions, origin: Origin, data: Data, precision: Precision) -> tuple[Training, LRCurve]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 from data.config import load_data_config
 from data.dataset import DetectionDataset
 from data.index import Index
-from data.loader import Batch, Loader
+from data.loader import Loader, default_workers
 from data.splits import read_splits
-from models.decode import ImageDetections, detect
+from models.decode import BatchDetections, detect
 from models.loss import DetectionLoss
 from models.yolo import MAX_STRIDE, YOLO, ModelConfig, check_imgsz
 from utils.checkpoint import load_checkpoint, model_weights
-from utils.device import Precision, select_device
+from utils.device import Arriving, Precision, prefetch, select_device
 from utils.errors import UserError, run_cli
 from utils.hyp import Hyp
 from utils.loggers import Progress
@@ -94,28 +95,37 @@ def evaluate(
     model.eval()
     parts: list[Detections] = []
     losses = torch.zeros(3, device=precision.device)
-    for batch in loader.epoch(0):
-        batch = batch.to(precision.device)
+    arriving: deque[Arriving] = deque()
+    for batch in prefetch(loader.epoch(0), precision.device):
         with precision.autocast():
             predictions = model(batch.images)
         losses += criterion(predictions, batch.boxes, batch.classes).parts * len(batch)
         found = detect(predictions, nms=settings.nms, conf=settings.conf, iou=settings.iou, max_det=settings.max_det)
-        parts += to_original(found, batch, truth.sizes)
+        arriving.append(Arriving(*found, batch.indices, batch.letterbox))
+        if len(arriving) > 1:  # read one batch late: the device has work meanwhile
+            parts += to_original(arriving.popleft(), truth.sizes)
         if progress is not None:
             progress.update(images=len(batch))
+    parts += [one for last in arriving for one in to_original(last, truth.sizes)]
     detections = Detections.concatenate(parts)
     box, cls, dfl = (losses / max(len(truth), 1)).tolist()
     scores = coco_evaluate(truth, detections, names)
     return Evaluation(scores, pr_curves(truth, detections, len(names)), (box, cls, dfl), detections)
 
 
-def to_original(found: list[ImageDetections], batch: Batch, sizes: np.ndarray) -> list[Detections]:
-    """Bring detections from the network's input back to pixels of the original images, clipped to them."""
+def to_original(arriving: Arriving, sizes: np.ndarray) -> list[Detections]:
+    """Bring a batch's detections from the network's input back to pixels of the original images, clipped to them.
+
+    Args:
+        arriving: the four of `BatchDetections`, then `indices` and `letterbox` of the batch.
+        sizes: `[N, 2]`, width and height of the images that the indices are of.
+    """
+    *found, indices, letterbox = arriving.read()
     parts = []
-    for one, index, letterbox in zip(found, batch.indices.tolist(), batch.letterbox.tolist(), strict=True):
-        boxes = to_original_boxes(one.boxes, letterbox, sizes[index].tolist())
+    for one, index, way in zip(BatchDetections(*found).split(), indices.tolist(), letterbox.tolist(), strict=True):
+        boxes = to_original_boxes(one.boxes, way, sizes[index].tolist())
         images = np.full(len(boxes), index, np.int64)
-        parts.append(Detections(images, _array(boxes), _array(one.scores), _array(one.classes)))
+        parts.append(Detections(images, boxes.numpy(), one.scores.numpy(), one.classes.numpy()))
     return parts
 
 
@@ -124,10 +134,6 @@ def to_original_boxes(boxes: Tensor, letterbox: Sequence[float], size: Sequence[
     gain_x, gain_y, pad_x, pad_y = letterbox
     shift, gain = boxes.new_tensor([pad_x, pad_y] * 2), boxes.new_tensor([gain_x, gain_y] * 2)
     return torch.minimum(((boxes - shift) / gain).clamp(min=0), boxes.new_tensor(tuple(size) * 2))
-
-
-def _array(x: Tensor) -> np.ndarray:
-    return x.cpu().numpy()
 
 
 def load_model(path: str, device: torch.device) -> tuple[YOLO, dict]:
@@ -237,7 +243,8 @@ def main(argv: list[str] | None = None) -> Evaluation:
     hyp = Hyp.from_dict(content["hyp"])
     imgsz = options.imgsz or content["imgsz"]
     dataset = DetectionDataset(index, imgsz, hyp, seed=0, epochs=1, augment=False, rect=True, stride=MAX_STRIDE)
-    loader = Loader(dataset, options.batch_size, workers=max(options.workers, 0), seed=0, shuffle=False)
+    workers = options.workers if options.workers >= 0 else default_workers(precision.device)
+    loader = Loader(dataset, options.batch_size, workers=workers, seed=0, shuffle=False, pin_memory=True)
     run = new_run(options.project, options.name, options.exist_ok)
     for line in splits.write_list(run):
         print(line)

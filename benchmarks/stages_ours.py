@@ -123,7 +123,8 @@ def post(settings: Facts) -> tuple[Run, Facts]:
 
     @torch.inference_mode()
     def run() -> dict[str, float]:
-        found = [one for p in raw for one in detect(p, nms=settings["nms"], conf=0.001, iou=0.7, max_det=300)]
+        settled = [detect(p, nms=settings["nms"], conf=0.001, iou=0.7, max_det=300) for p in raw]
+        found = [one for batch in settled for one in batch.split()]
         return {"images": len(found), "detections": sum(len(one.boxes) for one in found)}
 
     run()

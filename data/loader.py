@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.dataset import DetectionDataset, Sample, SampleKey, epoch_order
 from data.handover import Pixels, Slots
-from data.processes import FORKS
+from data.processes import FORKS, cores
 from data.recent import RecentImages
-from utils import signals
+from utils import dist, signals
 from utils.device import keep_freed_memory
 from utils.errors import UserError
 from utils.seed import rng
@@ -102,7 +102,7 @@ def resize_batch(batch: Batch, size: int, stride: int = 32) -> Batch:
     if (new_h, new_w) == (height, width):
         return batch
     resized = F.interpolate(batch.images.float(), (new_h, new_w), mode="bilinear", align_corners=False)
-    scale = torch.tensor([new_w / width, new_h / height] * 2, device=batch.boxes.device)
+    scale = torch.tensor([new_w / width, new_h / height] * 2).to(batch.boxes.device, non_blocking=True)
     return replace(
         batch,
         images=resized.round().to(torch.uint8),
@@ -116,6 +116,13 @@ def multi_scale_size(seed: int, epoch: int, batch: int, imgsz: int, share: float
     low = max(-int(-imgsz * (1 - share) // stride), 1)
     high = max(int(imgsz * (1 + share) // stride), low)
     return stride * int(rng(seed, "multi_scale", epoch, batch).integers(low, high + 1))
+
+
+def default_workers(device: torch.device) -> int:
+    """On a CPU all cores compute, and loading is a few percent of a step; on a GPU loading needs cores of its own."""
+    if device.type == "cpu":
+        return 0 if cores() <= 4 else 2
+    return min(8, max(1, cores() // dist.local_world_size()))
 
 
 class Plan(Sampler[list[SampleKey]]):

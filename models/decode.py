@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
+from torch.nn.utils.rnn import pad_sequence
 
 from models.head import Predictions, decode_boxes
 
@@ -22,6 +23,21 @@ class ImageDetections(NamedTuple):
     classes: Tensor
 
 
+class BatchDetections(NamedTuple):
+    """Those of B images, filled up to one length: boxes `[B, K, 4]`, scores `[B, K]`, classes `[B, K]` int64, and
+    count `[B]` int64, how many of each image's K are detections."""
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    count: Tensor
+
+    def split(self) -> list[ImageDetections]:
+        """Each image's own; waits for the device where they are on one."""
+        counts = self.count.tolist()
+        return [ImageDetections(*(x[i, :k] for x in self[:3])) for i, k in enumerate(counts)]
+
+
 def detect(
     predictions: Predictions,
     *,
@@ -30,19 +46,20 @@ def detect(
     iou: float = 0.7,
     max_det: int = 300,
     agnostic: bool = False,
-) -> list[ImageDetections]:
+) -> BatchDetections:
     """Return each image's detections with a score above `conf`, at most `max_det`.
 
-    Without `nms` the one-to-one branch answers, and points that a neighbour surpasses count for less. With it, the
-    one-to-many branch answers, and boxes that overlap a better one of their class (of any, if `agnostic`) by more than
-    `iou` go.
+    Without `nms` the one-to-one branch answers, and points that a neighbour surpasses count for less; shapes are
+    static, and no device is waited for. With it, the one-to-many branch answers, and boxes that overlap a better one of
+    their class (of any, if `agnostic`) by more than `iou` go. A point may answer for several classes, as in COCO's
+    evaluation.
     """
     boxes = decode_boxes(predictions)
     if nms:
-        scores = predictions.logits.float().sigmoid()
-    else:
-        scores = damp_neighbours(predictions.one_to_one.float().sigmoid(), predictions.shapes)
-    return [_detect_one(b, s, nms, conf, iou, max_det, agnostic) for b, s in zip(boxes, scores, strict=True)]
+        found = _best(boxes, predictions.logits.float().sigmoid(), MAX_CANDIDATES, conf)
+        return _suppress(found, iou, max_det, agnostic)
+    scores = damp_neighbours(predictions.one_to_one.float().sigmoid(), predictions.shapes)
+    return _best(boxes, scores, max_det, conf)
 
 
 def damp_neighbours(scores: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:
@@ -68,18 +85,22 @@ def damp_neighbours(scores: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tens
     return torch.cat(damped, 2).transpose(1, 2)
 
 
-def _detect_one(
-    boxes: Tensor, scores: Tensor, nms: bool, conf: float, iou: float, max_det: int, agnostic: bool
-) -> ImageDetections:
-    """One image: boxes `[A, 4]`, scores `[A, nc]`. A point may answer for several classes, as in COCO's evaluation."""
-    count = min(MAX_CANDIDATES if nms else max_det, scores.numel())
-    top, index = scores.flatten().topk(count)
-    index, top = index[top > conf], top[top > conf]
-    boxes, classes = boxes[index // scores.shape[1]], index % scores.shape[1]
-    if nms:
-        from torchvision.ops import batched_nms  # a second to import, and training's own evaluation does without
+def _best(boxes: Tensor, scores: Tensor, most: int, conf: float) -> BatchDetections:
+    """The `most` best of boxes `[B, A, 4]` with scores `[B, A, nc]`, those above `conf` counted."""
+    nc = scores.shape[2]
+    top, index = scores.flatten(1).topk(min(most, scores[0].numel()))
+    chosen = boxes.gather(1, (index // nc)[..., None].expand(-1, -1, 4))
+    return BatchDetections(chosen, top, index % nc, (top > conf).sum(1))
 
+
+def _suppress(found: BatchDetections, iou: float, max_det: int, agnostic: bool) -> BatchDetections:
+    """Greedy non-maximum suppression, image by image."""
+    from torchvision.ops import batched_nms  # a second to import, and training's own evaluation does without
+
+    kept = []
+    for boxes, scores, classes in found.split():
         groups = torch.zeros_like(classes) if agnostic else classes
-        keep = batched_nms(boxes, top, groups, iou)[:max_det]
-        boxes, top, classes = boxes[keep], top[keep], classes[keep]
-    return ImageDetections(boxes, top, classes)
+        keep = batched_nms(boxes, scores, groups, iou)[:max_det]
+        kept.append((boxes[keep], scores[keep], classes[keep]))
+    count = torch.tensor([len(scores) for _, scores, _ in kept])
+    return BatchDetections(*(pad_sequence(list(parts), batch_first=True) for parts in zip(*kept, strict=True)), count)

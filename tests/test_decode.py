@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from models.decode import NOT_A_PEAK, damp_neighbours, detect
-from models.head import REG_MAX, Predictions, anchor_points
+from models.head import REG_MAX, Predictions, anchor_points, decode_boxes
 
 SHAPES = ((8, 12), (4, 6), (2, 3))
 STRIDES = (8, 16, 32)
@@ -84,16 +85,51 @@ def test_the_branches_answer_each_in_its_own_way() -> None:
     """Point 2 sees an object, point 3 the same one again: NMS drops it, the one-to-one branch believes it less."""
     scores = torch.full((1, 126, 1), -20.0)
     scores[0, [2, 3], 0] = torch.tensor([logit(0.9), logit(0.8)])
-    (plain,) = detect(predictions(scores, scores), conf=0.01)
+    (plain,) = detect(predictions(scores, scores), conf=0.01).split()
     assert plain.scores.tolist() == pytest.approx([0.9, 0.8 * NOT_A_PEAK])
     assert plain.boxes.tolist() == [[4.0, -12.0, 36.0, 20.0], [12.0, -12.0, 44.0, 20.0]]
-    (nms,) = detect(predictions(scores, scores), nms=True, conf=0.01, iou=0.5)
+    (nms,) = detect(predictions(scores, scores), nms=True, conf=0.01, iou=0.5).split()
     assert nms.scores.tolist() == pytest.approx([0.9]) and nms.boxes.tolist() == [[4.0, -12.0, 36.0, 20.0]]
 
 
 def test_confidence_and_count_bound_what_is_given_out() -> None:
     scores = torch.full((1, 126, 1), -20.0)
     scores[0, [0, 5, 90], 0] = torch.tensor([logit(0.3), logit(0.9), logit(0.6)])
-    assert [round(s, 4) for s in detect(predictions(scores, scores), conf=0.4)[0].scores.tolist()] == [0.9, 0.6]
-    assert [round(s, 4) for s in detect(predictions(scores, scores), max_det=1)[0].scores.tolist()] == [0.9]
-    assert detect(predictions(scores, scores), conf=0.95)[0].scores.shape == (0,)
+    raw = predictions(scores, scores)
+    assert [round(s, 4) for s in detect(raw, conf=0.4).split()[0].scores.tolist()] == [0.9, 0.6]
+    assert [round(s, 4) for s in detect(raw, max_det=1).split()[0].scores.tolist()] == [0.9]
+    assert detect(raw, conf=0.95).split()[0].scores.shape == (0,)
+
+
+def one_by_one(raw: Predictions, nms: bool, conf: float, iou: float, max_det: int) -> list[list[tuple]]:
+    """Each image's (score, class, box) in Python: all scores sorted, and boxes compared in pairs."""
+    boxes, found = decode_boxes(raw), []
+    scores = raw.logits.sigmoid() if nms else damp_neighbours(raw.one_to_one.sigmoid(), raw.shapes)
+    for own, image in zip(scores, boxes, strict=True):
+        places = [(a, c) for a, c in torch.cartesian_prod(*map(torch.arange, own.shape)).tolist() if own[a, c] > conf]
+        rows = sorted(((float(own[a, c]), c, tuple(image[a].tolist())) for a, c in places), reverse=True)
+        kept: list[tuple] = []
+        for row in rows:
+            rivals = torch.tensor([other[2] for other in kept if other[1] == row[1]]).view(-1, 4)
+            if not nms or not (box_iou(torch.tensor([row[2]]), rivals) > iou).any():
+                kept.append(row)
+        found.append(kept[:max_det])
+    return found
+
+
+@pytest.mark.parametrize("nms", [False, True])
+@pytest.mark.parametrize(("conf", "max_det"), [(0.001, 300), (0.6, 300), (0.5, 7), (0.9999, 5)])
+def test_a_batch_is_what_each_image_gives(nms: bool, conf: float, max_det: int) -> None:
+    """Images with many detections, some, and none, filled up to one length."""
+    draw = torch.Generator().manual_seed(1)
+    scores = torch.randn(3, 126, 2, generator=draw) * torch.tensor([3.0, 1.0, 0.0])[:, None, None]
+    scores[2] = -20
+    distances = 2 * torch.randn(3, 126, 4 * REG_MAX, generator=draw)
+    raw = predictions(scores, scores)._replace(distances=distances)
+    batch = detect(raw, nms=nms, conf=conf, iou=0.3, max_det=max_det)
+    expected = one_by_one(raw, nms, conf, 0.3, max_det)
+    assert batch.count.tolist() == [len(rows) for rows in expected]
+    assert batch.scores.shape == batch.classes.shape == batch.boxes.shape[:2]
+    for found, rows in zip(batch.split(), expected, strict=True):
+        got = zip(found.scores.tolist(), found.classes.tolist(), map(tuple, found.boxes.tolist()), strict=True)
+        assert list(got) == rows

@@ -192,7 +192,7 @@ def test_a_small_net_learns_four_images_by_heart() -> None:
     with torch.no_grad():
         predictions = model.eval()(images)
     for nms in (False, True):
-        for found, truth, kinds in zip(detect(predictions, nms=nms, conf=0.3), boxes, classes, strict=True):
+        for found, truth, kinds in zip(detect(predictions, nms=nms, conf=0.3).split(), boxes, classes, strict=True):
             truth, kinds = truth[kinds >= 0], kinds[kinds >= 0]
             assert len(found.boxes) == len(truth)
             if len(truth):

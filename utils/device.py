@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils.errors import UserError
 
@@ -75,6 +75,28 @@ def prefetch(batches: Iterable[T], device: torch.device) -> Iterator[T]:
         for tensor in vars(moved).values():
             tensor.record_stream(current)  # its memory belongs to the side stream: not to be used again before this one
         yield moved
+
+
+class Arriving:
+    """Tensors on their way to the host: asked for now, read some work later, when they have long arrived."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._tensors, self._arrived = [_on_its_way(tensor) for tensor in tensors], None
+        if any(tensor.is_cuda for tensor in tensors):
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> list[Tensor]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [tensor.cpu() for tensor in self._tensors]
+
+
+def _on_its_way(tensor: Tensor) -> Tensor:
+    """A copy in page-locked memory, not there yet, of what is on a CUDA device."""
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def compile_regions(regions: Iterable[nn.Module], device: torch.device) -> None:

@@ -15,6 +15,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils import dist
+from utils.device import Arriving
 from utils.errors import TrainingDiverged
 
 MAX_SKIPPED_IN_A_ROW = 20  # fp16 starts with a scale of 2^16 and may halve it that often before it is at fault
@@ -80,7 +81,7 @@ class StepGuard:
     def add(self, parts: Tensor, indices: Tensor) -> None:
         """Take in a batch: its mean losses, and the places `[B]` of its images in the index."""
         images = len(indices)
-        weighted = torch.cat([parts * images, parts.new_tensor([images])])
+        weighted = torch.cat([parts * images, parts.new_full((1,), images)])  # `new_tensor` would wait for the device
         self._loss = weighted if self._loss is None else self._loss + weighted
         self._indices = indices
 
@@ -184,19 +185,13 @@ class _Buffers:
 
 
 class _Report:
-    """A count on its way from the device: asked for at one step, read some steps later, when it has long arrived."""
+    """A count on its way from the device: asked for at one step, read some steps later."""
 
     def __init__(self, step: int, count: Tensor) -> None:
-        self.step, self.count, self.arrived = step, count, None
-        if count.is_cuda:
-            self.count = torch.empty((), dtype=count.dtype, pin_memory=True).copy_(count, non_blocking=True)
-            self.arrived = torch.cuda.Event()
-            self.arrived.record()
+        self.step, self._count = step, Arriving(count)
 
     def read(self) -> int:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return int(self.count)
+        return int(self._count.read()[0])
 
 
 class Recovery(Protocol):

@@ -41,7 +41,7 @@ def profile_steps(step: Callable[[], int], count: int, folder: Path, device: tor
     lines = [f"{count} steps of {images / count:g} images: {1e3 * seconds / count:.1f} ms a step, "
              f"{images / seconds:.1f} images/s"]  # fmt: skip
     lines += phase_lines({event.key: event for event in table if event.key in PHASES}, count, device)
-    where = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    where = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     folder.mkdir(parents=True, exist_ok=True)
     text = table.table(sort_by=where, row_limit=ROWS, max_name_column_width=40)
     (folder / "profile.txt").write_text("\n".join([*lines, "", "Operations, recorded:", text, ""]))
