@@ -125,7 +125,7 @@ def default_workers(device: torch.device) -> int:
     return min(8, max(1, cores() // dist.local_world_size()))
 
 
-class Plan(Sampler[list[SampleKey]]):
+class Plan:
     """The batches of an epoch, as lists of sample keys: a pure function of (seed, epoch, rank).
 
     All ranks split one order: a batch of every rank together is a batch of one rank that is `world_size` times as
@@ -140,28 +140,48 @@ class Plan(Sampler[list[SampleKey]]):
         self.seed, self.shuffle, self.rank, self.world_size = seed, shuffle, rank, world_size
         self.batch_size = batch_size
         self._group = np.unique(shapes, axis=0, return_inverse=True)[1].reshape(-1)
-        self.epoch = self.start_batch = 0
 
     def __len__(self) -> int:
         whole = self.batch_size * self.world_size
         return int(sum(-(-count // whole) for count in np.bincount(self._group)))
 
-    def batches(self) -> list[np.ndarray]:
-        """Indices of every batch of `epoch` on this rank."""
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Indices of every batch of an epoch on this rank."""
         count, whole = len(self._group), self.batch_size * self.world_size
-        order = epoch_order(self.seed, self.epoch, count)[0] if self.shuffle else np.arange(count)
+        order = epoch_order(self.seed, epoch, count)[0] if self.shuffle else np.arange(count)
         batches = []
         for group in range(self._group.max(initial=-1) + 1):
             members = order[self._group[order] == group]
             members = np.resize(members, -(-len(members) // self.world_size) * self.world_size)
             batches += [members[first : first + whole] for first in range(0, len(members), whole)]
         if self.shuffle and self._group.any():
-            batches = [batches[i] for i in rng(self.seed, "order", self.epoch, 1).permutation(len(batches))]
+            batches = [batches[i] for i in rng(self.seed, "order", epoch, 1).permutation(len(batches))]
         return [batch[self.rank :: self.world_size] for batch in batches]
 
+    def keys(self, epoch: int, start_batch: int = 0) -> Iterator[list[SampleKey]]:
+        """The samples of batches `start_batch` … of an epoch."""
+        for batch in self.batches(epoch)[start_batch:]:
+            yield [SampleKey(epoch, int(i)) for i in batch]
+
+    def after(self, epoch: int) -> int:
+        """The epoch that is likely to be asked for next: one without an order of its own is the same again."""
+        return epoch + 1 if self.shuffle else epoch
+
+
+class _Onward(Sampler[list[SampleKey]]):
+    """The batches of a plan from one on, epoch after epoch: workers prepare the next one's while the trainer validates.
+
+    Its end is not known here: the run may be stopped early.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self.begin = plan, (0, 0)
+
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for batch in self.batches()[self.start_batch :]:
-            yield [SampleKey(self.epoch, int(i)) for i in batch]
+        epoch, start_batch = self.begin
+        while len(self._plan):
+            yield from self._plan.keys(epoch, start_batch)
+            epoch, start_batch = self._plan.after(epoch), 0
 
 
 class Loader:
@@ -190,30 +210,39 @@ class Loader:
         if workers and FORKS:
             slots = Slots(PREFETCH * workers + SPARE, 3 * batch_size * int(shapes.prod(-1).max(initial=1)))
         self._source = _BatchSource(dataset, shared, slots)
-        self._workers = workers
+        self._workers, self._onward = workers, _Onward(self._plan)
         self._torch_loader = self._start(pin_memory and torch.cuda.is_available()) if workers > 0 else None
+        self._batches: Iterator[Handed | Batch | UserError] = iter(())
+        self._next: tuple[int, int] | None = None  # the epoch and number of what `_batches` gives next
 
     def __len__(self) -> int:
         return len(self._plan)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """Batches `start_batch` … of an epoch. An error of the user's in a worker is raised here as it was there."""
-        self._plan.epoch, self._plan.start_batch = epoch, start_batch
+        """Batches `start_batch` … of an epoch. An error of the user's in a worker is raised here as it was there.
+
+        At the end of an epoch workers go on with the next; they begin anew where another batch than that is asked for.
+        """
         if self._torch_loader is None:
-            yield from (self._source.load(keys) for keys in self._plan)
+            yield from (self._source.load(keys) for keys in self._plan.keys(epoch, start_batch))
             return
-        with signals.deferred():  # workers that are half started could not be ended by `close`
-            batches = iter(self._torch_loader)
-        for batch in batches:
+        if self._next != (epoch, start_batch):
+            self._onward.begin = epoch, start_batch
+            with signals.deferred():  # workers that are half started could not be ended by `close`
+                self._batches = iter(self._torch_loader)
+        for number in range(start_batch, len(self._plan)):
+            self._next = None  # unknown, should this be the last that is heard of them
+            batch = next(self._batches)
             if isinstance(batch, UserError):
                 raise batch
+            self._next = (epoch, number + 1) if number + 1 < len(self._plan) else (self._plan.after(epoch), 0)
             yield batch.batch() if isinstance(batch, Handed) else batch
 
     def close(self) -> None:
         """End the workers, at once whatever they do. A loader that is closed still loads, in this process."""
         iterator = getattr(self._torch_loader, "_iterator", None)
         signals.kill(getattr(iterator, "_workers", ()))  # torch itself would wait for each to end its batch
-        self._torch_loader = None
+        self._torch_loader, self._batches, self._next = None, iter(()), None
 
     def _start(self, pin_memory: bool) -> DataLoader[Batch]:
         # Forking takes milliseconds and shares the index; spawned workers would import torch for seconds each. It is
@@ -222,7 +251,7 @@ class Loader:
         return DataLoader(
             self._source,
             batch_size=None,  # an item of the source is a whole batch
-            sampler=self._plan,
+            sampler=self._onward,
             num_workers=self._workers,
             collate_fn=_as_it_is,
             pin_memory=pin_memory,
