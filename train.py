@@ -302,6 +302,7 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
     workers = options.workers if options.workers >= 0 else default_workers(device)
     share: dict[str, Any] = {"seed": options.seed, "epochs": origin.course.planned, "stride": MAX_STRIDE}
     cache = {"auto": auto_cache([train, val], imgsz), "off": None}.get(options.cache, options.cache)
+    cache = None if dist.any_process(cache is None) else cache  # where memory is short on one machine, all do without
     share["cache"] = None if options.plan else cache
     train_set = DetectionDataset(
         train, imgsz, origin.hyp, augment=True, rect=options.rect, defer_colour=defers_colour(device), **share

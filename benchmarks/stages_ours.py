@@ -10,6 +10,7 @@ gc.disable()  # as train.py does while it imports
 import shutil
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ import torch
 
 import train
 import val
-from benchmarks.cases import gflops, loss_case
+from benchmarks.cases import gflops, loss_case, made_by_workers
 from benchmarks.worker import Run, serve
 from data.config import load_data_config
 from data.dataset import DetectionDataset, SampleKey, epoch_order
 from data.index import build_index
-from data.loader import Loader
+from data.loader import PREFETCH, Loader
 from models.decode import detect
 from models.head import Predictions, anchor_points
 from models.loss import DetectionLoss
@@ -101,19 +102,14 @@ def loader(settings: Facts) -> tuple[Run, Facts]:
     index, _ = build_index(load_data_config(settings["data"]), "train")
     cache = None if settings["cache"] == "cold" else settings["cache"]
     workers = settings.get("workers", 0)
-    # With workers every other epoch: what they prepared of the next one counts for nothing.
-    hyp, epoch = Hyp(), iter(range(0, 10**6, 2 if workers else 1))
+    hyp, epoch = Hyp(), count()
     dataset = DetectionDataset(index, settings["size"], hyp, seed=0, epochs=10**6, augment=True, cache=cache)
     batches = Loader(dataset, settings["batch"], workers=workers, seed=0, shuffle=True)
 
     def run() -> dict[str, float]:
         now = next(epoch)
         if workers:
-            start = time.perf_counter()
-            images = sum(map(len, batches.epoch(now)))
-            seconds = time.perf_counter() - start
-            time.sleep(1)  # they prepare it before the other's turn
-            return {"images": images, "seconds": seconds}
+            return made_by_workers(map(len, batches.epoch(now)), PREFETCH * workers)
         for i in epoch_order(0, now, len(index))[0]:
             dataset[SampleKey(now, int(i))]
         return {"images": len(index)}

@@ -17,15 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 import torch
-from torch.utils.data import DataLoader
 from ultralytics.cfg import get_cfg
-from ultralytics.data.build import seed_worker
+from ultralytics.data.build import InfiniteDataLoader, seed_worker
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils.nms import non_max_suppression
 
-from benchmarks.cases import gflops, loss_case
+from benchmarks.cases import gflops, loss_case, made_by_workers
 from benchmarks.worker import Run, serve
 
 Facts = dict[str, Any]
@@ -125,14 +124,14 @@ def loader(settings: Facts) -> tuple[Run, Facts]:
         batch_size=16, stride=32, rect=False,
     )  # fmt: skip
     workers = settings.get("workers", 0)
-    # Their own loader goes on with the next epoch when one ends, that is outside of the clock, and in our turn.
     own = {"collate_fn": dataset.collate_fn, "worker_init_fn": seed_worker, "prefetch_factor": 4}
-    own |= {"shuffle": True, "num_workers": workers, "persistent_workers": True}
-    batches = DataLoader(dataset, settings["batch"], **own) if workers else None
+    batches = (
+        InfiniteDataLoader(dataset, settings["batch"], shuffle=True, num_workers=workers, **own) if workers else None
+    )
 
     def run() -> dict[str, float]:
         if batches is not None:
-            return {"images": sum(len(batch["img"]) for batch in batches)}
+            return made_by_workers((len(batch["img"]) for batch in batches), 4 * workers)
         for i in torch.randperm(len(dataset)).tolist():
             dataset[i]
         return {"images": len(dataset)}

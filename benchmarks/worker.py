@@ -76,6 +76,8 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
+        while line and not line.startswith("{"):  # what a library says where it is imported for the first time
+            line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{' '.join(self.process.args)} ended; its last words:\n{self.log.read_text()[-2000:]}")
         return json.loads(line)

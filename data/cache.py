@@ -19,7 +19,9 @@ import cv2
 import numpy as np
 
 from data.images import MAX_SIDE, TURNED, Header, known_header
+from data.memory import memory_file
 from data.processes import cores
+from utils import dist
 from utils.errors import UserError
 
 # OpenCV runs in the thread that calls it: parallel loading comes from workers, and in the trainer's own process a
@@ -182,7 +184,7 @@ class ImageCache:
 
     def __init__(self, path: str, sizes: np.ndarray) -> None:
         """`path`: the file; `sizes`: int `[N, 2]`, width and height of the kept images."""
-        self._path = path
+        self.path = path
         self._sizes = sizes
         self._offsets = _offsets(sizes)
         self._bytes = _map(path, "r")
@@ -195,7 +197,7 @@ class ImageCache:
         return self._bytes[self._offsets[i] : self._offsets[i + 1]].reshape(height, width, 3)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self._path, "sizes": self._sizes}
+        return {"path": self.path, "sizes": self._sizes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
@@ -204,14 +206,23 @@ class ImageCache:
 def build_cache(images: ImageList, imgsz: int, mode: str) -> ImageCache:
     """Decode all images once, into memory (`ram`) or into a file under `cache_root()` (`disk`).
 
-    The file is taken again by the next run that asks for the same images at the same size.
-    Raises `UserError` where
-    memory or disk is too short, or an image can't be read.
+    The file is taken again by the next run that asks for the same images at the same size. Where several processes of a
+    machine train, the first of them makes it and the others map it; all of them call this at the same moment.
+    Raises `UserError`, in all of them, where memory or disk is too short, or an image can't be read.
     """
     if mode not in CACHE_MODES:
         raise ValueError(f"cache mode {mode!r} is none of {CACHE_MODES}")
-    sizes = resized_sizes(images.sizes, imgsz)
-    return _ram_cache(images, imgsz, sizes) if mode == "ram" else _disk_cache(images, imgsz, sizes)
+    sizes, made, found = resized_sizes(images.sizes, imgsz), None, ""
+    if dist.is_first_here():
+        try:
+            made = _ram_cache(images, imgsz, sizes) if mode == "ram" else _disk_cache(images, imgsz, sizes)
+            found = made.path
+        except UserError as error:
+            found = error
+    found = dist.from_first_here(found)
+    if isinstance(found, UserError):
+        raise found
+    return made or ImageCache(found, sizes)
 
 
 def _ram_cache(images: ImageList, imgsz: int, sizes: np.ndarray) -> ImageCache:
@@ -222,7 +233,7 @@ def _ram_cache(images: ImageList, imgsz: int, sizes: np.ndarray) -> ImageCache:
             f"--cache ram: {len(images)} images need {_in_words(size)} of memory, {_in_words(free)} are free: "
             "use --cache disk, a smaller --imgsz, or no --cache"
         )
-    path, release = _memory_file(size)
+    path, release = memory_file(size)
     try:
         _fill(images, imgsz, path, sizes, "memory")
         cache = ImageCache(path, sizes)
@@ -290,21 +301,6 @@ def _cache_key(images: ImageList, imgsz: int) -> str:
             raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
         digest.update(f"\0{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
-
-
-def _memory_file(size: int) -> tuple[str, Any]:
-    """A file in memory that other processes of this user can map: (path, function that gives the memory back)."""
-    if hasattr(os, "memfd_create"):
-        # Anonymous memory with a path: not bounded by /dev/shm (64 MB in many containers), and the kernel frees it
-        # when the last process that maps it ends, however it ends.
-        descriptor = os.memfd_create("lockstep-images")
-        os.ftruncate(descriptor, max(size, 1))
-        return f"/proc/{os.getpid()}/fd/{descriptor}", lambda: os.close(descriptor)
-    descriptor, path = tempfile.mkstemp(prefix="lockstep-images-")
-    os.ftruncate(descriptor, max(size, 1))
-    os.close(descriptor)
-    owner = os.getpid()
-    return path, lambda: Path(path).unlink(missing_ok=True) if os.getpid() == owner else None
 
 
 def _reserve(path: Path, size: int) -> None:

@@ -17,6 +17,7 @@ from data.augment import SAME, Affine, Picture, Tile, compose, flip, hsv_draw, l
 from data.cache import AUTO_SHARE, ImageCache, ImageList, available_memory, build_cache, load_indexed, resized_sizes
 from data.processes import FORKS
 from data.recent import RecentImages
+from utils import dist
 from utils.errors import UserError
 from utils.seed import rng
 
@@ -159,18 +160,20 @@ class DetectionDataset(Dataset[Sample]):
     def _shape(self, i: int) -> tuple[int, int]:
         return tuple(self._rect_shape(self.index.sizes[i]).tolist()) if self.rect else (self.imgsz, self.imgsz)
 
-    def room_to_share(self, samples: int, processes: int) -> RecentImages | None:
+    def room_to_share(self, samples: int) -> RecentImages | None:
         """Room for the decoded images of workers that have `samples` samples in hand among them, to be their `shared`.
 
-        It takes a tenth of the free memory at most, together with the other trainers, `processes` in all. None where
-        no worker wants an image that another decodes, or where workers don't inherit memory.
+        It is one for all trainers of a machine, who call this at the same moment, and takes a tenth of the free memory
+        at most. None where no worker wants an image that another decodes, or where workers don't inherit memory.
         """
         if self._cache is not None or not self.augment or not self._composes(0) or not FORKS:
             return None
-        size = 3 * int(resized_sizes(self.index.sizes, self.imgsz).prod(-1).max(initial=1))
-        free = available_memory() or 0
-        slots = min(NEAR + samples, int(AUTO_SHARE * free / (size * processes)))
-        return RecentImages(slots, size) if slots else None
+        size, room = 3 * int(resized_sizes(self.index.sizes, self.imgsz).prod(-1).max(initial=1)), None
+        if dist.is_first_here():
+            slots = min(NEAR + samples, int(AUTO_SHARE * (available_memory() or 0) / size))
+            room = RecentImages(slots, size) if slots else None
+        found = dist.from_first_here((len(room), size, room.path) if room else None)
+        return room or (RecentImages(*found) if found else None)
 
     def _composes(self, epoch: int) -> bool:
         """Whether samples of an epoch may be made of several images."""

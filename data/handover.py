@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from data.processes import inherited_array, inherited_lock
+from data.memory import SharedMemory
 
 
 class Slots:
@@ -23,15 +23,15 @@ class Slots:
     _keys: ClassVar[count] = count()
 
     def __init__(self, slots: int, size: int) -> None:
-        self._pixels = inherited_array((slots, size), np.uint8)
-        self._taken = inherited_array((slots,), np.uint8)
-        self._lock = inherited_lock()  # among workers: the trainer never waits for it
+        self._memory = SharedMemory(slots * size + slots)
+        self._pixels = self._memory.array((slots, size), np.uint8)
+        self._taken = self._memory.array((slots,), np.uint8, slots * size)
         self.key = next(self._keys)
         self.known[self.key] = self
 
     def take(self, size: int) -> Pixels:
         """In a worker: pixels to be filled and sent; in memory of their own where the trainer keeps all slots."""
-        with self._lock:
+        with self._memory.locked():  # among workers: the trainer never waits for it
             slot = int(self._taken.argmin())
             if not self._taken[slot]:
                 self._taken[slot] = 1

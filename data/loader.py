@@ -204,8 +204,8 @@ class Loader:
     ) -> None:
         shapes = dataset.shapes()
         self._plan = Plan(shapes, batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size)
-        in_hand = (workers + 1) * batch_size * world_size
-        shared = dataset.room_to_share(in_hand, world_size) if workers > 1 else None
+        decoders = workers * dist.local_world_size()
+        shared = dataset.room_to_share((workers + 1) * batch_size * world_size) if decoders > 1 else None
         slots = None
         if workers and FORKS:
             slots = Slots(PREFETCH * workers + SPARE, 3 * batch_size * int(shapes.prod(-1).max(initial=1)))
@@ -273,7 +273,7 @@ class _BatchSource(Dataset[Batch]):
         return collate([self._dataset[key] for key in keys])
 
     def __getitem__(self, keys: list[SampleKey]) -> Handed | Batch | UserError:
-        """In a worker. Workers alone share: one that was ended may hold a lock, and the trainer would wait for ever."""
+        """In a worker."""
         self._dataset.shared = self._shared
         try:
             return self._handed([self._dataset[key] for key in keys])

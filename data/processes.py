@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import mmap
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from multiprocessing.synchronize import Lock
 from typing import Any, TypeVar
-
-import numpy as np
 
 from utils import signals
 from utils.errors import UserError
@@ -36,19 +31,6 @@ class WorkerDied(UserError):
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def inherited_lock() -> Lock:
-    """A lock that this process and those it forks share."""
-    return multiprocessing.get_context("fork").Lock()
-
-
-def inherited_array(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    """Zeros in memory that this process and those it forks share.
-
-    It is not bounded by /dev/shm (64 MB in many containers); what isn't written isn't taken.
-    """
-    return np.frombuffer(mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize), dtype).reshape(shape)
 
 
 def in_processes(make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], count: int) -> Iterator[Result]:

@@ -386,7 +386,7 @@ def test_workers_that_share_decode_each_image_about_once(workers: int, index: La
     def load(share: bool) -> list[Sample]:
         """As workers do, in turn, each a batch of 16."""
         sets = [make(many, hyp, imgsz=32) for _ in range(workers)]
-        room = sets[0].room_to_share(16 * (workers + 1), 1)
+        room = sets[0].room_to_share(16 * (workers + 1))
         for one in sets:
             one.shared = room if share else None
         return [sets[place // 16 % workers][SampleKey(0, int(i))] for place, i in enumerate(order)]
@@ -401,13 +401,13 @@ def test_workers_that_share_decode_each_image_about_once(workers: int, index: La
 
 def test_what_no_other_sample_wants_is_not_shared(index: Labelled) -> None:
     composing = replace(PLAIN, mosaic=1.0, close_mosaic=2)
-    assert make(index, PLAIN).room_to_share(64, 1) is None
-    assert make(index, composing, augment=False).room_to_share(64, 1) is None
-    assert make(index, composing, rect=True).room_to_share(64, 1) is None
-    assert make(index, composing, cache="ram").room_to_share(64, 1) is None
+    assert make(index, PLAIN).room_to_share(64) is None
+    assert make(index, composing, augment=False).room_to_share(64) is None
+    assert make(index, composing, rect=True).room_to_share(64) is None
+    assert make(index, composing, cache="ram").room_to_share(64) is None
     for epoch, shares in ((0, True), (18, False)):
         dataset = make(index, composing)
-        dataset.shared = dataset.room_to_share(64, 1)
+        dataset.shared = dataset.room_to_share(64)
         dataset[SampleKey(epoch, 3)]
         place = int(epoch_order(5, epoch, len(index))[1][3])
         assert (dataset.shared.get(place, 3) is not None) == shares
@@ -421,9 +421,9 @@ def test_the_room_to_share_is_a_tenth_of_the_free_memory_at_most(
     slots = []
     for free in (10**12, 10 * size * 40, 10 * size * 40 - 1, size):
         monkeypatch.setattr(dataset_module, "available_memory", lambda free=free: free)
-        rooms = (dataset.room_to_share(100, 1), dataset.room_to_share(100, 2))
-        slots.append([room and len(room) for room in rooms])
-    assert slots == [[NEAR + 100] * 2, [40, 20], [39, 19], [None, None]]
+        room = dataset.room_to_share(100)
+        slots.append(room and len(room))
+    assert slots == [NEAR + 100, 40, 39, None]
 
 
 def test_colours_left_to_the_device_are_those_of_the_loader(index: Labelled) -> None:

@@ -36,6 +36,7 @@ me = dist.rank()
 out = {"rank": me, "local": dist.local_rank(), "size": dist.world_size(), "main": dist.is_main()}
 out["from_main"] = dist.from_main({"stop": True, "best": 0.25} if me == 0 else None)
 values = torch.tensor([1.0 + me, 10.0 * me])
+out["here"] = [dist.is_first_here(), dist.from_first_here(f"of {me}")]
 out["any"] = [dist.any_process(me == 1), dist.any_process(False)]
 out["mean"], out["in_place"] = dist.mean(values).tolist(), values.tolist()
 torch.manual_seed(me)  # each its own weights: those of the main process count
@@ -68,7 +69,7 @@ def test_in_a_single_process_nothing_happens() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     assert dist.wrap(model, CPU, sync_bn=True) is model and type(model[1]) is nn.BatchNorm2d
     value, values = object(), torch.tensor([1.0, 2.0])
-    assert dist.from_main(value) is value
+    assert dist.from_main(value) is value and dist.from_first_here(value) is value and dist.is_first_here()
     assert dist.mean(values) is values and values.tolist() == [1.0, 2.0]
     assert dist.any_process(True) and not dist.any_process(False)
     dist.barrier()
@@ -90,17 +91,16 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def pair() -> list[dict[str, Any]]:
-    """What two processes got, the main one first."""
+def run_pair(code: str, **variables: str) -> list[dict[str, Any]]:
+    """What two processes print that run `code` together, as JSON in their last line, the main one first."""
     if not torch.distributed.is_gloo_available():
         pytest.skip("torch was built without gloo")
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", PROCESS],
+            [sys.executable, "-W", "ignore", "-c", code],
             cwd=Path(__file__).resolve().parents[1],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -116,6 +116,11 @@ def pair() -> list[dict[str, Any]]:
     return [json.loads(out.splitlines()[-1]) for out, _ in ends]
 
 
+@pytest.fixture(scope="module")
+def pair() -> list[dict[str, Any]]:
+    return run_pair(PROCESS)
+
+
 def test_two_processes_know_who_they_are(pair: list[dict[str, Any]]) -> None:
     assert [(out["rank"], out["local"], out["size"], out["main"]) for out in pair] == [
         (0, 0, 2, True),
@@ -126,6 +131,16 @@ def test_two_processes_know_who_they_are(pair: list[dict[str, Any]]) -> None:
 
 def test_what_the_main_process_says_holds_for_all(pair: list[dict[str, Any]]) -> None:
     assert [out["from_main"] for out in pair] == [{"stop": True, "best": 0.25}] * 2
+
+
+def test_what_the_first_process_of_a_machine_says_holds_there(pair: list[dict[str, Any]]) -> None:
+    assert [out["here"] for out in pair] == [[True, "of 0"], [False, "of 0"]]
+
+
+def test_each_machine_has_a_first_process() -> None:
+    """Two machines of one process each."""
+    pair = run_pair(PROCESS, LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    assert [out["here"] for out in pair] == [[True, "of 0"], [True, "of 1"]]
 
 
 def test_the_mean_over_processes(pair: list[dict[str, Any]]) -> None:

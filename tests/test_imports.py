@@ -27,7 +27,7 @@ NETWORK |= {"telnetlib", "nntplib", "xmlrpc", "asyncio", "requests", "httpx", "a
 RESERVED = {
     **{"matplotlib": "utils/plots.py", "torch.save": "utils/checkpoint.py", "torch.load": "utils/checkpoint.py"},
     "importlib.import_module": "utils/schedule.py",  # the user's own schedule, named on the command line
-    **{"signal": "utils/signals.py", "fcntl": "utils/rundir.py", "ctypes": "utils/device.py"},
+    **{"signal": "utils/signals.py", "fcntl": "utils/rundir.py, data/memory.py", "ctypes": "utils/device.py"},
     "multiprocessing": "utils/signals.py, data/processes.py",
     **{"torch.hub": "models/backbone.py", "tarfile": "data/unpack.py"},
     **dict.fromkeys(NETWORK, "data/download.py"),

@@ -33,6 +33,23 @@ def test_an_image_comes_back_as_it_was_put_until_another_takes_its_slot() -> Non
     assert images.get(2, 0) is None and (images.get(6, 7) == plain(7, 5, 3)).all()
 
 
+class Broken:
+    """An image whose copy ends in the middle, as when a process is killed."""
+
+    size, shape = 3600, (30, 40, 3)
+
+    def reshape(self, _: int) -> np.ndarray:
+        raise KeyboardInterrupt
+
+
+def test_what_was_half_written_is_no_image() -> None:
+    images = RecentImages(4, 3600)
+    images.put(1, 5, plain(5))
+    with pytest.raises(KeyboardInterrupt):
+        images.put(1, 9, Broken())
+    assert images.get(1, 5) is None and images.get(1, 9) is None
+
+
 def rummage(images: RecentImages, seed: int, results: multiprocessing.Queue) -> None:
     """Put and get images at random; report how many were found, and how many of those were no whole image."""
     draw, found, broken = np.random.default_rng(seed), 0, 0

@@ -34,6 +34,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def is_first_here() -> bool:
+    """Is this the process that makes what all processes of its machine use?"""
+    return local_rank() == 0
+
+
 def start(device: torch.device) -> None:
     """Join the process group that `torchrun` announced; nothing to do in a single process."""
     if world_size() > 1 and not torch_dist.is_initialized():
@@ -63,6 +68,15 @@ def from_main(value: Any) -> Any:
     box = [value]
     torch_dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_first_here(value: Any) -> Any:
+    """Return, in every process of a machine, the value of its first process. All processes call this at one moment."""
+    if world_size() == 1:
+        return value
+    box = [None] * world_size()
+    torch_dist.all_gather_object(box, value, group=_cpu_group())
+    return box[rank() - local_rank()]
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:
