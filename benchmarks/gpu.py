@@ -2,29 +2,30 @@
 """Training on a GPU: `python benchmarks/gpu.py`. Everything is made here: pictures, labels, batches.
 
 For yolo-n and yolo-s at 640 px, eager and compiled: images/s of steps on one batch that lies on the device, and of the
-whole loop with its loader (target: 90 % of the former); peak memory; spread of single steps. On a machine without a GPU
-it says so; `--device cpu --quick` runs the same code there, to see that it runs.
+whole loop with its loader (target: 90 % of the former); peak memory; spread of single steps. With `--peer-python` the
+same of Ultralytics (target: 1.5 times its images/s). On a machine without a GPU it says so; `--device cpu --quick` runs
+the same code there, to see that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 
 import cv2
 import numpy as np
 import torch
 import torchvision
 
-import train
-from benchmarks.stages_ours import build
+from benchmarks.worker import Worker
 from data.processes import cores
 
 
@@ -49,63 +50,45 @@ def make_images(folder: Path, count: int) -> Path:
     return config
 
 
-def measure(settings: dict[str, Any], steps: int, resident: bool) -> dict[str, float]:
-    """Run steps after a warm-up; images/s over all, and the 5th, 50th and 95th percentile of single steps in ms."""
-    training = build(settings)
-    device = training.precision.device
-    batches = train.begin_steps(training)
-    kept = next(batches)
-    marks: list[Any] = []
-    for i in range(steps + 10):
-        if i == 10:
-            wait(device)
-            start, images = time.perf_counter(), 0
-        if i >= 10:
-            marks.append(mark(device))
-        number, batch = kept if resident else next(batches)
-        train.backward(training, batch, number)
-        training.lr.apply(training.state.step)
-        train.update(training)
-        images = len(batch) if i < 10 else images + len(batch)
-    marks.append(mark(device))
-    wait(device)
-    seconds = time.perf_counter() - start
-    each = sorted(between(a, b) for a, b in zip(marks, marks[1:], strict=False))
-    training.loader.close()
-    return {
-        "rate": images / seconds,
-        "low": each[len(each) // 20],
-        "middle": statistics.median(each),
-        "high": each[-1 - len(each) // 20],
-        "memory": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan"),
-    }
+class Row(NamedTuple):
+    """What is measured: whose net, how it is run, and what it takes."""
+
+    who: str
+    stage: str
+    settings: dict[str, Any]
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def rows(options: argparse.Namespace, shared: dict[str, Any]) -> Iterator[Row]:
+    """Ours in two sizes, eager and compiled; the other's, as it sets itself up, where its Python is given."""
+    for cfg in ("yolo-n", "yolo-s"):
+        for compiled in (False,) if options.quick else (False, True):
+            yield Row(f"{cfg}{', compiled' if compiled else ''}", "loop", {**shared, "cfg": cfg, "compile": compiled})
+        if options.peer_python:
+            net = options.peer_net + cfg[-1]
+            yield Row(f"Ultralytics {net}", "peer:loop", {**shared, "net": net})
 
 
-def mark(device: torch.device) -> Any:
-    """A point in the device's time, for `between`; the host doesn't wait for it."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def between(first: Any, second: Any) -> float:
-    return 1e3 * (second - first) if isinstance(first, float) else first.elapsed_time(second)
+def measure(row: Row, options: argparse.Namespace, resident: bool) -> dict[str, Any]:
+    """Run it in a process of its own: its peak of memory is its own, too."""
+    theirs = row.stage.startswith("peer:")
+    python = options.peer_python if theirs else sys.executable
+    script = HERE / ("stages_theirs.py" if theirs else "stages_ours.py")
+    log = Path(options.work) / "gpu.log"
+    worker = Worker(python, script, row.stage.removeprefix("peer:"), {**row.settings, "resident": resident}, log)
+    found = worker.go()
+    worker.close()
+    return {**found, **worker.facts, "rate": found["images"] / found["seconds"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="")
+    parser.add_argument("--device", default="0")
     parser.add_argument("--quick", action="store_true", help="few steps of small pictures, eager only")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--work", default="benchmarks/work")
+    parser.add_argument("--peer-python", help="Python of the other's environment, see benchmarks/README.md")
+    parser.add_argument("--peer-net", default="yolo11", help="name of its nets without the size")
     options = parser.parse_args()
     if options.device != "cpu" and not torch.cuda.is_available():
         print(f"not yet measured: torch {torch.__version__} sees no CUDA device (--device cpu --quick runs it there)")
@@ -113,19 +96,21 @@ def main() -> None:
     name = torch.cuda.get_device_name() if options.device != "cpu" else "CPU"
     print(f"{name}, torch {torch.__version__}, torchvision {torchvision.__version__}, {time.strftime('%Y-%m-%d')}; "
           f"batch {options.batch}, {options.workers} workers")  # fmt: skip
-    os.environ["LOCKSTEP_CACHE"] = str(Path(options.work) / "cache")
-    data = make_images(Path(options.work) / "gpu", 128 if options.quick else 2048)
-    shared = {"data": str(data), "device": options.device, "size": 64 if options.quick else 640, "batch": options.batch}
-    print("| model | | images/s, resident | images/s, loader | share | step ms (5 %, 50 %, 95 %) | peak GiB |")
+    work = Path(options.work).resolve()
+    os.environ |= {"LOCKSTEP_CACHE": str(work / "cache"), "YOLO_CONFIG_DIR": str(work / "peer"), "YOLO_OFFLINE": "true"}
+    os.environ["PYTHONPATH"] = str(HERE.parent)
+    data = str(make_images(work / "gpu", 128 if options.quick else 2048))
+    shared = {"data": data, "yaml": data, "runs": str(work / "runs"), "device": options.device}
+    shared |= {"batch": options.batch, "workers": options.workers, "size": 640, "steps": 100}
+    shared |= {"size": 64, "steps": 5} if options.quick else {}
+    print("| model | images/s, resident | images/s, loader | share | step ms (5 %, 50 %, 95 %) | peak GiB | |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for cfg in ("yolo-n", "yolo-s"):
-        for compiled in (False,) if options.quick else (False, True):
-            settings = {**shared, "cfg": cfg, "compile": compiled, "workers": options.workers}
-            steps = 5 if options.quick else 100
-            one, other = measure(settings, steps, resident=True), measure(settings, steps, resident=False)
-            spread = f"{other['low']:.1f}, {other['middle']:.1f}, {other['high']:.1f}"
-            print(f"| {cfg} | {'compiled' if compiled else 'eager'} | {one['rate']:.0f} | {other['rate']:.0f} | "
-                  f"{other['rate'] / one['rate']:.2f} | {spread} | {other['memory']:.2f} |", flush=True)  # fmt: skip
+    for row in rows(options, shared):
+        one, other = (measure(row, options, resident) for resident in (True, False))
+        spread = ", ".join(f"{other[key]:.1f}" for key in ("low", "middle", "high"))
+        number = other.get("precision") or f"amp {other['amp']}"
+        print(f"| {row.who} | {one['rate']:.0f} | {other['rate']:.0f} | {other['rate'] / one['rate']:.2f} | {spread} | "
+              f"{other['memory']:.2f} | {number} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

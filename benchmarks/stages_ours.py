@@ -20,7 +20,7 @@ import torch
 
 import train
 import val
-from benchmarks.cases import gflops, loss_case, made_by_workers
+from benchmarks.cases import gflops, loss_case, made_by_workers, timed_steps
 from benchmarks.worker import Run, serve
 from data.config import load_data_config
 from data.dataset import DetectionDataset, SampleKey, epoch_order
@@ -77,6 +77,24 @@ def step(settings: Facts) -> tuple[Run, Facts]:
     training = build(settings)
     run = stepper(training, settings["steps"], settings.get("resident", True))
     return run, {"GFLOPs": gflops(training.model, settings["size"])}
+
+
+def loop(settings: Facts) -> tuple[Run, Facts]:
+    """Training steps on any device, with a batch that lies there or with the loader's."""
+    training = build(settings)
+    batches = train.begin_steps(training)
+    kept = next(batches)
+
+    def one() -> int:
+        number, batch = kept if settings["resident"] else next(batches)
+        train.backward(training, batch, number)
+        training.lr.apply(training.state.step)
+        train.update(training)
+        training.state.step += 1
+        return len(batch)
+
+    device = training.precision.device
+    return lambda: timed_steps(one, settings["steps"], device), {"precision": training.precision.description}
 
 
 def bare(settings: Facts) -> tuple[Run, Facts]:
@@ -178,7 +196,7 @@ def detections(settings: Facts) -> tuple[Run, Facts]:
 
 
 STAGES = {"step": step, "bare": bare, "loader": loader, "post": post, "loss": loss, "first_step": first_step}
-STAGES |= {"detections": detections}
+STAGES |= {"detections": detections, "loop": loop}
 
 if __name__ == "__main__":
     serve(STAGES)

@@ -10,6 +10,7 @@ import copy
 import shutil
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils.nms import non_max_suppression
+from ultralytics.utils.torch_utils import autocast
 
-from benchmarks.cases import gflops, loss_case, made_by_workers
+from benchmarks.cases import gflops, loss_case, made_by_workers, timed_steps
 from benchmarks.worker import Run, serve
 
 Facts = dict[str, Any]
@@ -49,12 +51,33 @@ def network(settings: Facts) -> DetectionModel:
 
 def trainer(settings: Facts) -> DetectionTrainer:
     """Their trainer, set up as its own `train()` does before the first epoch."""
-    changes = {"model": "yolov8n.yaml", "data": settings["yaml"], "imgsz": settings["size"], "epochs": 40}
-    changes |= {"batch": settings["batch"], "workers": 0, "device": "cpu", "plots": False, "exist_ok": True}
+    changes = {"model": f"{settings.get('net', 'yolov8n')}.yaml", "data": settings["yaml"], "imgsz": settings["size"]}
+    changes |= {"batch": settings["batch"], "workers": settings.get("workers", 0), "epochs": 40, "plots": False}
+    changes |= {"device": settings.get("device", "cpu"), "pretrained": False, "exist_ok": True}
     made = DetectionTrainer(overrides={**changes, "project": settings["runs"], "name": "peer", "val": False})
     made._setup_train()
-    torch.set_num_threads(settings["threads"])  # by itself it takes all cores but one
+    if "threads" in settings:  # by itself it takes all cores but one
+        torch.set_num_threads(settings["threads"])
     return made
+
+
+def loop(settings: Facts) -> tuple[Run, Facts]:
+    """Their training steps on any device, as set up by themselves, with a batch that lies there or their loader's."""
+    made = trainer(settings)
+    made.model.train()
+    batches = (batch for _ in count() for batch in made.train_loader)
+    kept = {k: v.to(made.device) if isinstance(v, torch.Tensor) else v for k, v in next(batches).items()}
+
+    def one() -> int:
+        with autocast(made.amp, device=made.device.type):
+            batch = made.preprocess_batch(dict(kept) if settings["resident"] else next(batches))
+            loss, _ = made.model(batch)
+        made.scaler.scale(loss.sum()).backward()
+        made.optimizer_step()
+        return len(batch["img"])
+
+    facts = {"amp": bool(made.amp), "threads": torch.get_num_threads()}
+    return lambda: timed_steps(one, settings["steps"], made.device), facts
 
 
 def step(settings: Facts) -> tuple[Run, Facts]:
@@ -256,7 +279,7 @@ def detections(settings: Facts) -> tuple[Run, Facts]:
 
 
 STAGES = {"step": step, "their_net_in_our_loop": their_net_in_our_loop, "loader": loader, "post": post, "loss": loss}
-STAGES |= {"first_step": first_step, "train_whole": train_whole, "detections": detections}
+STAGES |= {"first_step": first_step, "train_whole": train_whole, "detections": detections, "loop": loop}
 
 if __name__ == "__main__":
     serve(STAGES)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session")
 def bccd() -> Path:
     """The BCCD data set's folder: $LOCKSTEP_BCCD, or `shared/data/BCCD` beside the checkout."""
-    folder = Path(os.environ.get("LOCKSTEP_BCCD", ROOT.parent / "shared" / "data" / "BCCD"))
+    folder = Path(os.environ.get("LOCKSTEP_BCCD", ROOT.parent / "shared" / "data" / "BCCD")).resolve()
     if not folder.is_dir():
         pytest.skip(f"BCCD is not at {folder}")
     return folder

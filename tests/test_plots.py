@@ -296,6 +296,7 @@ def everything(optimizer: Optimizer, scheduler: LRScheduler) -> tuple[Any, ...]:
     return objects, [m.optimizer is optimizer for m in (scheduler, *members)], repr(values)
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")  # by SequentialLR of torch 2.6
 @pytest.mark.parametrize("epochs_done", [0, 4])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
