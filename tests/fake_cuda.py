@@ -19,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from utils.device import _side_stream
+
 CUDA = torch.device("cuda", 0)
 WITHOUT_FAKES = ("_fused_", "_amp_")  # operations that torch knows no fakes of; all work in place
 
@@ -58,7 +60,9 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
         mock.patch.object(FakeTensorMode, "__deepcopy__", lambda self, _: self, create=True),
         mock.patch.object(nn.Module, "to", lambda self, *_, **__: self),  # fakes can't be moved; `move` has done it
     ):
+        _side_stream.cache_clear()
         yield mode
+    _side_stream.cache_clear()
 
 
 def move(model: nn.Module) -> nn.Module:

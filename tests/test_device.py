@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from utils.device import Precision, compile_regions, prefetch, select_device
+from utils.device import Precision, _side_stream, compile_regions, prefetch, select_device
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -245,14 +245,18 @@ def test_prefetch_copies_on_a_stream_of_its_own_and_the_other_waits(monkeypatch:
         yield
         log.append(f"leave {which.name}")
 
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    _side_stream.cache_clear()
+    made: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or side)
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
     monkeypatch.setattr(One, "to", lambda self, device: log.append("copy") or self)
-    for _ in prefetch([One(torch.zeros(2).as_subclass(Watched)) for _ in range(2)], torch.device("cuda", 0)):
-        log.append("compute")
+    for _ in range(2):  # epochs
+        for _ in prefetch([One(torch.zeros(2).as_subclass(Watched)) for _ in range(2)], torch.device("cuda", 0)):
+            log.append("compute")
+    _side_stream.cache_clear()
     one = ["enter side", "copy", "leave side", "main waits for side", "used on main", "compute"]
-    assert log == one * 2
+    assert log == one * 4 and made == [torch.device("cuda", 0)]
 
 
 @pytest.mark.cuda

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -63,7 +64,7 @@ def prefetch(batches: Iterable[T], device: torch.device) -> Iterator[T]:
     On CUDA a batch is copied on a stream of its own, while what was started before still computes: the host is ahead of
     the device, since nothing in a step waits. The copy runs beside it only from pinned memory.
     """
-    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    side = _side_stream(device) if device.type == "cuda" else None
     for batch in batches:
         if side is None:
             yield batch.to(device)
@@ -75,6 +76,12 @@ def prefetch(batches: Iterable[T], device: torch.device) -> Iterator[T]:
         for tensor in vars(moved).values():
             tensor.record_stream(current)  # its memory belongs to the side stream: not to be used again before this one
         yield moved
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all epochs: memory that was copied to on a stream is kept for that stream."""
+    return torch.cuda.Stream(device)
 
 
 class Arriving:
