@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -146,30 +147,36 @@ def test_workers_change_no_byte(index: Labelled, options: dict) -> None:
         helped.close()
 
 
+def watch_decoding(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[[], list[int]]:
+    """Return what gives the images that all processes have decoded so far."""
+    load, log = dataset_module.load_indexed, folder / "decoded"
+
+    def note(source: Labelled, i: int, imgsz: int) -> np.ndarray:
+        with log.open("a") as file:
+            file.write(f"{i}\n")
+        return load(source, i, imgsz)
+
+    monkeypatch.setattr(dataset_module, "load_indexed", note)
+    return lambda: [int(i) for i in log.read_text().split()]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is inherited by fork")
 def test_workers_take_from_each_other_what_is_decoded(
     index: Labelled, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    load, log = dataset_module.load_indexed, tmp_path / "decoded"
-
-    def note(source: Labelled, i: int, imgsz: int) -> np.ndarray:
-        with log.open("ab") as file:
-            file.write(b".")
-        return load(source, i, imgsz)
-
-    monkeypatch.setattr(dataset_module, "load_indexed", note)
+    decoded = watch_decoding(monkeypatch, tmp_path)
     many = Labelled(index.paths * 40, index.sizes.tolist() * 40, [[]] * 440)
     alone = list(loader(dataset(many)).epoch(0))
-    once = log.stat().st_size
+    once = len(decoded())
     helped = loader(dataset(many), workers=2)
     try:
         assert same(alone, list(helped.epoch(0)))
     finally:
         helped.close()
-    total = log.stat().st_size
+    total = len(decoded())
     assert total - once < 1.4 * once  # without sharing nearly twice as many
     assert len(list(helped.epoch(0))) == 110  # it still loads, and waits for no worker that was ended
-    assert log.stat().st_size > total
+    assert len(decoded()) > total
 
 
 def torch_files() -> int:
@@ -243,14 +250,7 @@ def test_any_course_of_epochs_gives_the_batches_of_one_process(index: Labelled) 
 def test_workers_prepare_the_next_epoch_before_it_is_asked_for(
     index: Labelled, augment: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    load, log = dataset_module.load_indexed, tmp_path / "decoded"
-
-    def note(source: Labelled, i: int, imgsz: int) -> np.ndarray:
-        with log.open("a") as file:
-            file.write(f"{i}\n")
-        return load(source, i, imgsz)
-
-    monkeypatch.setattr(dataset_module, "load_indexed", note)
+    decoded = watch_decoding(monkeypatch, tmp_path)
     source = dataset(index, augment=augment, rect=not augment, epochs=0)  # without mosaics: an image a sample
     batches = loader(source, workers=1, shuffle=augment)
     starts: list[tuple[int, int]] = []
@@ -263,9 +263,9 @@ def test_workers_prepare_the_next_epoch_before_it_is_asked_for(
         first = [int(i) for batch in batches.epoch(0) for i in batch.indices]
         ahead = [i for batch in list(batches._plan.keys(int(augment)))[:PREFETCH] for _, i in batch]
         deadline = time.monotonic() + 30
-        while len(log.read_text().split()) < len(first) + len(ahead) and time.monotonic() < deadline:
+        while len(decoded()) < len(first) + len(ahead) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert [int(i) for i in log.read_text().split()] == first + ahead
+        assert decoded() == first + ahead
         assert [int(i) for batch in batches.epoch(int(augment)) for i in batch.indices][: len(ahead)] == ahead
         assert starts == [(0, 0)], "they went on"
     finally:
