@@ -176,6 +176,7 @@ def update(training: Training) -> None:
         scaler.step(optimizer)  # the EMA follows by the optimizer's hook, unless it was skipped
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
+    training.guard.look(state.step)
 
 
 def take_losses(state: TrainState) -> dict[str, float]:
@@ -310,17 +311,17 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
     val_set = DetectionDataset(val, imgsz, origin.hyp, augment=False, rect=True, **share)
     if options.batch_size % dist.world_size():
         raise UserError(f"--batch-size {options.batch_size}: must be a multiple of the {dist.world_size()} processes")
+    each = options.batch_size // dist.world_size()
+    common: dict[str, Any] = {"workers": workers, "seed": options.seed, "pin_memory": device.type == "cuda"}
     loader = Loader(
         train_set,
-        options.batch_size // dist.world_size(),
-        workers=workers,
-        seed=options.seed,
+        each,
         shuffle=True,
         rank=dist.rank(),
         world_size=dist.world_size(),
-        pin_memory=True,
+        **common,
     )
-    val_loader = Loader(val_set, options.batch_size, workers=workers, seed=options.seed, shuffle=False, pin_memory=True)
+    val_loader = Loader(val_set, each, shuffle=False, **common)
     chosen = "" if options.imgsz else " (longest side of the training images, at most 640)"
     classes = many(config.nc, "class")
     say(f"data         {config.file}: {classes}, {len(train)} training and {len(val)} validation images")
@@ -362,7 +363,7 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
         "guard": guard,
     }
     training = Training(
-        model=dist.wrap(model, precision.device, options.sync_bn),
+        model=dist.wrap(model, precision.device),
         ema=ema,
         frozen=frozen,
         criterion=DetectionLoss(hyp, data.config.nc),
@@ -394,9 +395,11 @@ def make_model(options: TrainOptions, origin: Origin, data: Data, precision: Pre
             cfg_given="cfg" in options.explicit,
             download=options.download,
         )
+    model = dist.synchronised(model) if options.sync_bn else model
     model = model.to(precision.device, memory_format=torch.channels_last)
     if options.compile:
-        compile_regions((model.backbone, model.neck, model.head), precision.device)
+        regions, fixed = (model.backbone, model.neck, model.head), not (options.rect or origin.hyp.multi_scale)
+        compile_regions(regions, precision.device, fixed)
     return model, source
 
 
@@ -473,7 +476,7 @@ def open_output(
 
 def run_fingerprint(data: Data, training: Training) -> dict[str, Any]:
     read = {"train": data.train.digest, "val": data.val.digest, "imgsz": data.imgsz}
-    return fingerprint(read, training.precision.device, dist.world_size())
+    return fingerprint(read, training.precision.device, training.precision.description, dist.world_size())
 
 
 def build_keeper(training: Training, output: Output | None, options: TrainOptions, resumed: bool) -> Keeper:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections import deque
@@ -244,19 +245,20 @@ def main(argv: list[str] | None = None) -> Evaluation:
     imgsz = options.imgsz or content["imgsz"]
     dataset = DetectionDataset(index, imgsz, hyp, seed=0, epochs=1, augment=False, rect=True, stride=MAX_STRIDE)
     workers = options.workers if options.workers >= 0 else default_workers(precision.device)
-    loader = Loader(dataset, options.batch_size, workers=workers, seed=0, shuffle=False, pin_memory=True)
+    pin = precision.device.type == "cuda"
+    loader = Loader(dataset, options.batch_size, workers=workers, seed=0, shuffle=False, pin_memory=pin)
     run = new_run(options.project, options.name, options.exist_ok)
     for line in splits.write_list(run):
         print(line)
     settings = DetectSettings(options.nms, options.conf_thres, options.iou_thres, options.max_det)
-    with Progress(len(loader), f"{options.task}") as progress:
-        criterion = DetectionLoss(hyp, config.nc)
-        evaluation = evaluate(model, loader, index, config.names, criterion, precision, settings, progress)
-    print_scores(evaluation, index, config.names, options.verbose)
-    if not options.noplots:
-        save_pictures(run, evaluation, loader, index, config.names)
+    with contextlib.closing(loader):
+        with Progress(len(loader), f"{options.task}") as progress:
+            criterion = DetectionLoss(hyp, config.nc)
+            evaluation = evaluate(model, loader, index, config.names, criterion, precision, settings, progress)
+        print_scores(evaluation, index, config.names, options.verbose)
+        if not options.noplots:
+            save_pictures(run, evaluation, loader, index, config.names)
     save_detections(run, options, evaluation, index, config.names)
-    loader.close()
     print(f"results in {run.path}")
     return evaluation
 

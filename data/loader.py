@@ -241,6 +241,12 @@ class Loader:
     def close(self) -> None:
         """End the workers, at once whatever they do. A loader that is closed still loads, in this process."""
         iterator = getattr(self._torch_loader, "_iterator", None)
+        if hasattr(iterator, "_pin_memory_thread"):
+            # It must be gone before the workers: of one that is killed in the middle of a message it would wait for the
+            # rest. A word to it, as torch gives it, but now.
+            iterator._pin_memory_thread_done_event.set()
+            iterator._worker_result_queue.put((None, None))
+            iterator._pin_memory_thread.join()
         signals.kill(getattr(iterator, "_workers", ()))  # torch itself would wait for each to end its batch
         self._torch_loader, self._batches, self._next = None, iter(()), None
 

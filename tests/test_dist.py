@@ -41,7 +41,7 @@ out["any"] = [dist.any_process(me == 1), dist.any_process(False)]
 out["mean"], out["in_place"] = dist.mean(values).tolist(), values.tolist()
 torch.manual_seed(me)  # each its own weights: those of the main process count
 model = nn.Linear(2, 1)
-wrapped = dist.wrap(model, cpu, sync_bn=False)
+wrapped = dist.wrap(model, cpu)
 out["start"] = model.weight.tolist()
 images = torch.tensor([[1.0, 2.0], [3.0, -1.0]])[me : me + 1]
 wrapped(images).square().mean().backward()
@@ -67,7 +67,7 @@ def test_in_a_single_process_nothing_happens() -> None:
     dist.start(CPU)
     assert not torch.distributed.is_initialized()
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    assert dist.wrap(model, CPU, sync_bn=True) is model and type(model[1]) is nn.BatchNorm2d
+    assert dist.wrap(dist.synchronised(model), CPU) is model and type(model[1]) is nn.BatchNorm2d
     value, values = object(), torch.tensor([1.0, 2.0])
     assert dist.from_main(value) is value and dist.from_first_here(value) is value and dist.is_first_here()
     assert dist.mean(values) is values and values.tolist() == [1.0, 2.0]

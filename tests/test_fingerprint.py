@@ -19,19 +19,19 @@ DATA = {"train": "a" * 64, "val": "b" * 64, "imgsz": 64}
 
 
 def changed(group: str, key: str, value: object = "other") -> dict:
-    made = fingerprint(DATA, CPU, 1)
+    made = fingerprint(DATA, CPU, "fp32", 1)
     made[group] = {**made[group], key: value}
     return made
 
 
 def test_what_is_recorded() -> None:
-    made = fingerprint(DATA, CPU, 1)
+    made = fingerprint(DATA, CPU, "fp32", 1)
     assert yaml.safe_load(yaml.safe_dump(made)) == made  # plain values
     assert made["data"] == DATA
     assert made["libraries"]["numpy"] == np.__version__ and made["libraries"]["opencv"] == cv2.__version__
     assert made["device"]["threads"] == torch.get_num_threads() and made["device"]["processes"] == 1
     assert made["code"]["sources"] == source_digest(ROOT) and len(made["code"]["sources"]) == 64
-    assert check_same_run(made, fingerprint(DATA, CPU, 1), Path("run"), force=False) == []
+    assert check_same_run(made, fingerprint(DATA, CPU, "fp32", 1), Path("run"), force=False) == []
 
 
 @pytest.mark.parametrize(
@@ -39,28 +39,28 @@ def test_what_is_recorded() -> None:
     [
         *(("data", key) for key in DATA),
         *(("libraries", key) for key in ("torch", "torchvision", "numpy", "opencv")),
-        *(("device", key) for key in ("type", "threads", "kernels", "processes")),
+        *(("device", key) for key in ("type", "threads", "kernels", "numbers", "processes")),
         ("code", "sources"),
     ],
 )
 def test_what_changes_the_weights_is_refused_unless_forced(group: str, key: str) -> None:
     with pytest.raises(UserError) as caught:
-        check_same_run(changed(group, key), fingerprint(DATA, CPU, 1), Path("run"), force=False)
+        check_same_run(changed(group, key), fingerprint(DATA, CPU, "fp32", 1), Path("run"), force=False)
     assert str(caught.value).startswith(f"run: would not go on as the same run: {group}/{key} was other, is ")
     assert "--force" in str(caught.value) and "\n" not in str(caught.value)
-    (line,) = check_same_run(changed(group, key), fingerprint(DATA, CPU, 1), Path("run"), force=True)
+    (line,) = check_same_run(changed(group, key), fingerprint(DATA, CPU, "fp32", 1), Path("run"), force=True)
     assert line.startswith(f"{group}/{key} was other, is ")
 
 
 @pytest.mark.parametrize(("group", "key"), [("code", "revision"), ("libraries", "python"), ("device", "name")])
 def test_what_does_not_is_said(group: str, key: str) -> None:
-    (line,) = check_same_run(changed(group, key), fingerprint(DATA, CPU, 1), Path("run"), force=False)
+    (line,) = check_same_run(changed(group, key), fingerprint(DATA, CPU, "fp32", 1), Path("run"), force=False)
     assert line.startswith(f"{group}/{key} was other, is ")
 
 
 @pytest.mark.parametrize("saved", [None, {}, [], "text", {"data": 3}, {"data": {}, "other": {"key": 1}}])
 def test_what_an_old_or_odd_checkpoint_does_not_say_is_not_held_against_it(saved: object) -> None:
-    assert check_same_run(saved, fingerprint(DATA, CPU, 1), Path("run"), force=False) == []
+    assert check_same_run(saved, fingerprint(DATA, CPU, "fp32", 1), Path("run"), force=False) == []
 
 
 def test_the_source_digest_knows_every_file(tmp_path: Path) -> None:

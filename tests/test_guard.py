@@ -78,6 +78,8 @@ class Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.guard:
+            self.guard.look(number)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that is kept, by name."""
@@ -242,6 +244,21 @@ def test_a_resumed_run_counts_on() -> None:
             run.guard.end_epoch(run.means, 0)
 
 
+def test_a_run_that_diverged_can_go_on() -> None:
+    """After a rollback: no broken gradient is left, and gradient scaling is not in the middle of a step."""
+    run = Run()
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    with pytest.raises(TrainingDiverged):
+        for number in range(100):
+            run.step(number, "NaN loss")
+    assert all(parameter.grad is None for parameter in run.model.parameters())
+    before = run.state()
+    run.guard.load_state_dict({"in_a_row": torch.zeros((), dtype=torch.int64), "rollbacks": 1})
+    run.guard.begin()
+    run.step(0)
+    assert not run.guard.skipped and not same(run.state(), before)
+
+
 def test_a_buffer_broken_between_epochs_is_mended() -> None:
     run = Run()
     run.step(0)
@@ -289,6 +306,7 @@ def test_on_cuda_broken_steps_leave_no_trace_and_none_waits(kind: str) -> None:
             guard.decide(means, step, clip_gradients(optimizer, 10.0))
             optimizer.step()
             optimizer.zero_grad()
+            guard.look(step)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         after = (model.state_dict(), ema.state_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -326,6 +327,51 @@ def test_close_ends_the_workers(index: Labelled) -> None:
     while set(multiprocessing.active_children()) & mine and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not set(multiprocessing.active_children()) & mine
+
+
+# Torch is told of a device, and pinning takes a while. The batches are larger messages than a pipe holds.
+CLOSING = """
+import time
+from types import SimpleNamespace
+import numpy as np, torch
+torch.cuda.is_available = lambda: True
+torch.cuda.current_device, torch.cuda.set_device = lambda: 0, lambda _: None
+torch.accelerator = SimpleNamespace(
+    is_available=lambda: True, current_accelerator=lambda *_, **__: torch.device("cuda"),
+    current_device_index=lambda: 0, set_device_index=lambda _: None,
+)
+from data.dataset import Sample
+from data.loader import Batch, Loader
+
+Batch.pin_memory = lambda self: time.sleep(0.02) or self
+
+class Full:
+    def shapes(self):
+        return np.full((4096, 2), 32)
+
+    def room_to_share(self, _):
+        return None
+
+    def __getitem__(self, key):
+        image, classes = torch.zeros(3, 32, 32, dtype=torch.uint8), torch.zeros(60, dtype=torch.int64)
+        return Sample(image, torch.zeros(60, 4), classes, key.index, torch.zeros(4))
+
+for count in range(2, 8):
+    batches = Loader(Full(), 64, workers=2, seed=1, shuffle=True, pin_memory=True)
+    given = batches.epoch(0)
+    for _ in range(count):
+        next(given)
+    assert batches._torch_loader._iterator._pin_memory_thread.is_alive()
+    batches.close()
+print("closed")
+"""
+
+
+def test_close_does_not_wait_for_the_rest_of_a_message() -> None:
+    """Where batches are pinned a thread reads them: a worker that is killed in the middle of one never ends it."""
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-W", "ignore", "-c", CLOSING]
+    assert subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120).stdout == "closed\n"
 
 
 def test_workers_leave_signals_to_the_trainer() -> None:

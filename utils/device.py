@@ -106,8 +106,12 @@ def _on_its_way(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
-def compile_regions(regions: Iterable[nn.Module], device: torch.device) -> None:
+def compile_regions(regions: Iterable[nn.Module], device: torch.device, fixed: bool) -> None:
     """Compile modules in place, each by itself; their weights' names, copies and checkpoints stay as they are.
+
+    Args:
+        fixed: all batches but the last of an epoch have one shape, and kernels are made for each shape alone. Torch
+            would make slower ones, for any shape, when it meets the second.
 
     Raises:
         UserError: this machine can't compile; found out on a small function, before minutes are spent.
@@ -118,7 +122,7 @@ def compile_regions(regions: Iterable[nn.Module], device: torch.device) -> None:
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"--compile: torch can't compile here ({text[0][:200]}): leave the flag out") from None
     for region in regions:
-        region.compile()
+        region.compile(dynamic=False if fixed else None)
 
 
 def set_deterministic(wanted: bool) -> None:

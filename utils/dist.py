@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import os
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 import torch.distributed as torch_dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+PATIENCE = datetime.timedelta(days=1)
 
 
 def rank() -> int:
@@ -50,12 +53,15 @@ def stop() -> None:
         torch_dist.destroy_process_group()
 
 
-def wrap(model: nn.Module, device: torch.device, sync_bn: bool) -> nn.Module:
+def synchronised(model: nn.Module) -> nn.Module:
+    """Give the model batch norms that see the images of all processes; call before anything refers to its modules."""
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world_size() > 1 else model
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     """Return the model whose gradients are averaged over all processes; the model itself in a single process."""
     if world_size() == 1:
         return model
-    if sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     ids = [device.index] if device.type == "cuda" else None
     # Every parameter takes part in every loss: without any box its gradient is zero, not missing.
     return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=False)
@@ -66,7 +72,7 @@ def from_main(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value]
-    torch_dist.broadcast_object_list(box, src=0)
+    torch_dist.broadcast_object_list(box, src=0, group=_cpu_group())
     return box[0]
 
 
@@ -97,9 +103,12 @@ def any_process(value: bool) -> bool:
 
 
 @functools.cache
-def _cpu_group() -> torch_dist.ProcessGroup | None:
-    """The group of all processes that speaks of tensors in memory; all of them call this at the same moment."""
-    return None if torch_dist.get_backend() == "gloo" else torch_dist.new_group(backend="gloo")
+def _cpu_group() -> torch_dist.ProcessGroup:
+    """The group of all processes that speaks of values in memory; all of them call this at the same moment.
+
+    They wait in it for the main process to evaluate, or to decode a data set: longer than torch's 10 minutes.
+    """
+    return torch_dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def barrier() -> None:

@@ -26,7 +26,8 @@ class _Pairs:
         pairs = list(zip(*both, strict=True))
         self.averaged = [a for a, _ in pairs if a.is_floating_point()]
         self.current = [c for a, c in pairs if a.is_floating_point()]
-        self.copied = [(a, c) for a, c in pairs if not a.is_floating_point()]
+        self.counts = [a for a, _ in pairs if not a.is_floating_point()]
+        self.current_counts = [c for a, c in pairs if not a.is_floating_point()]
 
 
 class ModelEMA(AveragedModel):
@@ -65,8 +66,8 @@ class ModelEMA(AveragedModel):
         pairs = self._pairs[1]
         move = lerp_on_device if self.n_averaged.is_cuda else lerp_by_number
         move(pairs.averaged, pairs.current, self._weight() * taken)
-        for own, value in pairs.copied:
-            own.copy_(value)
+        if pairs.counts:
+            torch._foreach_copy_(pairs.counts, pairs.current_counts)
 
     def _weight(self) -> Tensor:
         """1 − `ema_decay` of the update under way, on the device, in a form that loses no digits near a decay of 1."""

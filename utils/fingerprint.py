@@ -23,10 +23,13 @@ PARTS = ("models", "data", "utils")
 HARMLESS = {"code/revision", "libraries/python", "device/name"}
 
 
-def fingerprint(data: Mapping[str, Any], device: torch.device, world_size: int) -> dict[str, dict[str, Any]]:
+def fingerprint(
+    data: Mapping[str, Any], device: torch.device, numbers: str, world_size: int
+) -> dict[str, dict[str, Any]]:
     """Describe what this process would train with.
 
     data: what says which images and labels are trained on and evaluated, such as the indices' digests.
+    numbers: the format that is computed in, as a `Precision` describes it.
     """
     cpu = device.type == "cpu"
     return {
@@ -42,7 +45,8 @@ def fingerprint(data: Mapping[str, Any], device: torch.device, world_size: int) 
         "device": {
             "type": device.type,
             "name": _processor() if cpu else _accelerator(device),
-            "kernels": torch.backends.cpu.get_cpu_capability() if cpu else "",
+            "kernels": torch.backends.cpu.get_cpu_capability() if cpu else _generation(device),
+            "numbers": numbers,
             "threads": torch.get_num_threads() if cpu else 0,  # they split sums
             "processes": world_size,
         },
@@ -124,6 +128,14 @@ def _processor() -> str:
 
 def _accelerator(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _generation(device: torch.device) -> str:
+    """What decides which kernels a GPU runs: what it can, and the library that chooses among them."""
+    if device.type != "cuda":
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}, cuDNN {torch.backends.cudnn.version()}"
 
 
 def _short(value: object) -> str:

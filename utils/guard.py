@@ -36,7 +36,7 @@ class StepGuard:
     without waiting, and finds everything as it was when the last good step was done.
 
     Call `begin` before the steps of an epoch, `add` for each batch, `decide` between clipping and the optimizer's step,
-    `end_epoch` after the last. `skipped` is then the step's flag, a scalar bool on the device.
+    `look` after it, `end_epoch` after the last. `skipped` is then the step's flag, a scalar bool on the device.
 
     Args:
         model: all its buffers are guarded.
@@ -93,9 +93,6 @@ class StepGuard:
             means: gets the losses of the batches since the last step added to `loss` (`[4]`: box, cls and dfl times
                 images, images), if they are finite.
             norm: of all gradients before clipping; scaled ones are to be unscaled before.
-
-        Raises:
-            TrainingDiverged: too many steps in a row were skipped.
         """
         assert self._loss is not None
         finite_loss = torch.isfinite(self._loss).all()
@@ -113,9 +110,18 @@ class StepGuard:
         self._recent.append((step, self._indices))
         if not self.fused and self.skipped:
             self.optimizer.zero_grad(set_to_none=True)
-        if step % LOOK_EVERY == 0:
-            self._look(step)
         return self.skipped
+
+    def look(self, step: int) -> None:
+        """Judge now and then how the steps went; call when step number `step` is done and its gradients are gone.
+
+        Raises:
+            TrainingDiverged: too many steps in a row were skipped.
+        """
+        if step % LOOK_EVERY == 0:
+            report, self._report = self._report, _Report(step, self.in_a_row)  # today's count comes over meanwhile
+            if report is not None:
+                self._judge(report)
 
     def end_epoch(self, means: Mapping[str, Tensor], epoch: int) -> None:
         """Look at how the epoch (counted from 0) went, waiting for the device.
@@ -143,12 +149,6 @@ class StepGuard:
                 state = self.optimizer.state[parameter]
                 if state.get("momentum_buffer") is None:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
-
-    def _look(self, step: int) -> None:
-        """Judge what was counted at the last look, and have today's count brought over meanwhile."""
-        report, self._report = self._report, _Report(step, self.in_a_row)
-        if report is not None:
-            self._judge(report)
 
     def _judge(self, report: _Report) -> None:
         excess = report.read() - MAX_SKIPPED_IN_A_ROW

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile, record_function
 
 phase = record_function  # a named stretch of a step; next to nothing where no profiler listens
@@ -40,7 +42,7 @@ def profile_steps(step: Callable[[], int], count: int, folder: Path, device: tor
     table = recorded.key_averages()
     lines = [f"{count} steps of {images / count:g} images: {1e3 * seconds / count:.1f} ms a step, "
              f"{images / seconds:.1f} images/s"]  # fmt: skip
-    lines += phase_lines({event.key: event for event in table if event.key in PHASES}, count, device)
+    lines += phase_lines({event.key: event for event in table if event.key in PHASES and on_host(event)}, count)
     where = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     folder.mkdir(parents=True, exist_ok=True)
     text = table.table(sort_by=where, row_limit=ROWS, max_name_column_width=40)
@@ -49,13 +51,13 @@ def profile_steps(step: Callable[[], int], count: int, folder: Path, device: tor
     return lines
 
 
-def phase_lines(events: dict[str, object], count: int, device: torch.device) -> list[str]:
-    """A line a phase: mean time of the host in it, its share, and the device's time for what was started in it."""
+def on_host(event: FunctionEventAvg) -> bool:
+    """Is this what the host did? A phase on CUDA has a second entry, of the device."""
+    return event.device_type == DeviceType.CPU
+
+
+def phase_lines(events: Mapping[str, FunctionEventAvg], count: int) -> list[str]:
+    """A line a phase: mean time of the host in it, and its share. A GPU's times are in the table of operations."""
     host = {name: getattr(events.get(name), "cpu_time_total", 0) / 1e3 / count for name in PHASES}
-    there = {name: getattr(events.get(name), "device_time_total", 0) / 1e3 / count for name in PHASES}
     whole = max(sum(host.values()), 1e-9)
-    lines = []
-    for name in PHASES:
-        line = f"  {name:<10}{host[name]:9.2f} ms {100 * host[name] / whole:6.1f} %"
-        lines.append(line + (f"   device {there[name]:9.2f} ms" if device.type == "cuda" else ""))
-    return lines
+    return [f"  {name:<10}{host[name]:9.2f} ms {100 * host[name] / whole:6.1f} %" for name in PHASES]
