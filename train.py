@@ -139,9 +139,22 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
             update(training)
             state.step, state.batch = state.step + 1, number + 1
             training.keeper.after_step()
-        parts = dict(zip(("box", "cls", "dfl"), loss.parts, strict=True))
-        progress.update({**parts, "lr": training.optimizer.param_groups[0]["lr"]}, len(batch))
+        progress.update(
+            {**mean_losses(state, loss), "lr": shown_lr(training.optimizer)}, len(batch) * dist.world_size()
+        )
     training.guard.end_epoch(state.means, state.epoch)
+
+
+def mean_losses(state: TrainState, last: LossTerms) -> dict[str, Tensor]:
+    """The epoch's mean losses so far, in this process; those of its first batch while no step is done."""
+    total = state.means.get("loss")
+    return dict(zip(("box", "cls", "dfl"), last.parts if total is None else total[:3] / total[3], strict=True))
+
+
+def shown_lr(optimizer: Optimizer) -> float:
+    """The lr of the decayed weights that no factor changes."""
+    groups = optimizer.param_groups
+    return next((group["lr"] for group in groups if group["lr_scale"] == 1), groups[0]["lr"])
 
 
 def end_epoch(training: Training) -> None:
@@ -325,7 +338,7 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
     chosen = "" if options.imgsz else " (longest side of the training images, at most 640)"
     classes = many(config.nc, "class")
     say(f"data         {config.file}: {classes}, {len(train)} training and {len(val)} validation images")
-    say(f"image size   {imgsz}{chosen}; image cache {cache or 'off'}; {workers} loader workers")
+    say(f"image size   {imgsz}{chosen}; image cache {cache or 'off'}; {many(workers, 'loader worker')}")
     return Data(config, splits, imgsz, train, val, loader, val_loader)
 
 
@@ -465,6 +478,8 @@ def open_output(
     }
     run = RunDir(origin.folder) if origin.folder else new_run(options.project, options.name, options.exist_ok)
     lock = lock or RunLock(run.path)
+    if origin.folder is None:
+        run.forget_states()
     if origin.folder is None or options.extend:
         run.write_yaml("opt.yaml", options.to_dict())
         run.write_text("hyp.yaml", origin.hyp.to_yaml())
@@ -482,6 +497,8 @@ def run_fingerprint(data: Data, training: Training) -> dict[str, Any]:
 def build_keeper(training: Training, output: Output | None, options: TrainOptions, resumed: bool) -> Keeper:
     """Build what decides when the state is saved; in a process that is not the main one it writes nothing."""
 
+    path = dist.from_main(str(output.run.path) if output is not None else None)
+
     def write() -> None:
         if output is not None:
             save_state(output.run.weights / "last.pt", training.state, output.description)
@@ -490,7 +507,7 @@ def build_keeper(training: Training, output: Output | None, options: TrainOption
         training.state,
         write,
         minutes=0 if options.nosave else options.save_minutes,
-        resume=f"python train.py --resume {output.run.path}" if output is not None else "",
+        resume=f"{dist.launcher()} train.py --resume {path}",
         buffers=training.model.buffers() if training.accumulate > 1 else (),
     )
     if resumed:

@@ -169,7 +169,10 @@ def resize_long_side(image: np.ndarray, imgsz: int) -> np.ndarray:
 
 def load_indexed(images: ImageList, i: int, imgsz: int) -> np.ndarray:
     """`load_image` of image `i` of an index; `UserError` where its shape isn't the one that the index knows."""
-    image = load_image(images.path(i), imgsz)
+    try:
+        image = load_image(images.path(i), imgsz)
+    except UserError as error:
+        raise UserError(f"{error}; --check full finds all such images, and with --skip-bad leaves them out") from None
     wide, high = images.sizes[i].tolist()
     if image.shape[1::-1] != resized_size(wide, high, imgsz):
         raise UserError(f"{images.path(i)}: the image changed: its labels were read for one of {wide}×{high} pixels")

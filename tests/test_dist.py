@@ -164,3 +164,18 @@ def test_a_batch_without_boxes_leaves_no_parameter_without_a_gradient() -> None:
     loss = DetectionLoss(Hyp(), 3)(model(torch.zeros(1, 3, 64, 64)), torch.zeros(1, 1, 4), torch.full((1, 1), -1))
     loss.total.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("size", "here", "expected"),
+    [
+        ("1", "1", "python"),
+        ("2", "2", "torchrun --nproc-per-node 2"),
+        ("8", "4", "torchrun --nnodes 2 --nproc-per-node 4"),
+    ],
+)
+def test_a_run_is_started_again_as_it_was(size: str, here: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    assert dist.launcher() == expected

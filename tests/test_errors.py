@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -149,3 +150,23 @@ def test_what_is_shown_can_be_printed_anywhere(text: str, shown: str) -> None:
 )
 def test_numbers_with_what_they_count(count: int, one: str, words: str) -> None:
     assert many(count, one) == words
+
+
+def test_a_character_that_the_terminal_lacks_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding="ascii"))
+    run_cli(lambda: print("below 32², Bälle", flush=True))
+    assert screen.getvalue() == b"below 32?, B?lle\n"
+
+
+def test_without_a_stdout_the_work_is_done_unheard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    done: list[bool] = []
+
+    def work() -> None:
+        sys.stdout.write("nobody hears it")
+        done.append(sys.stdout.isatty())
+
+    run_cli(work)
+    sys.stdout.close()
+    assert done == [False]

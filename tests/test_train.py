@@ -337,6 +337,28 @@ def test_deterministic_is_asked_for_and_given_up_again(tiny_data, tmp_path, monk
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_the_line_of_an_epoch_shows_its_means_and_the_lr_that_no_factor_changes(tiny_data, tmp_path, capsys):
+    folder = run(tiny_data, tmp_path, "--epochs", "1", "--set", "lr_scale={backbone: 0.5}")
+    row, line = rows(folder)[0], next(line for line in capsys.readouterr().out.splitlines() if "epoch 1/1" in line)
+    shown = dict(zip(line.split()[2::2], line.split()[3::2], strict=False))
+    for name in ("box", "cls", "dfl"):
+        assert float(shown[name]) == pytest.approx(float(row[f"train/{name}_loss"]), rel=1e-3)
+    assert 0 < float(row["lr/backbone/decay"]) < float(shown["lr"])
+
+
+def die(*_):
+    raise Interrupted
+
+
+def test_a_run_into_a_used_folder_leaves_no_state_of_the_one_before(tiny_data, tmp_path, monkeypatch):
+    folder = run(tiny_data, tmp_path, "--epochs", "2")
+    assert {path.name for path in (folder / "weights").iterdir()} >= {"last.pt", "last.previous.pt"}
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(train, "fit", die)  # before it saves for the first time
+        run(tiny_data, tmp_path, "--epochs", "3", "--exist-ok")
+    assert {path.name for path in (folder / "weights").iterdir()} == {"best.pt"}
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_on_cuda_a_deterministic_run_resumes_exactly(tiny_data, tmp_path, monkeypatch, amp):

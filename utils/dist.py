@@ -42,6 +42,14 @@ def is_first_here() -> bool:
     return local_rank() == 0
 
 
+def launcher() -> str:
+    """What a user starts a program with to have as many processes as here."""
+    if world_size() == 1:
+        return "python"
+    several = f" --nnodes {world_size() // local_world_size()}" if world_size() > local_world_size() else ""
+    return f"torchrun{several} --nproc-per-node {local_world_size()}"
+
+
 def start(device: torch.device) -> None:
     """Join the process group that `torchrun` announced; nothing to do in a single process."""
     if world_size() > 1 and not torch_dist.is_initialized():

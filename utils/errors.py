@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import re
 import sys
@@ -93,7 +94,9 @@ def run_cli(main: Callable[[], None]) -> None:
     """Run an entry point; a `UserError` becomes its message on stderr and its exit code, without a traceback.
 
     So does `Stopped`. Where stdout was closed (`| head`), it ends without words, as other programs do. Exit 141.
+    What a terminal has no character for is shown as `?`; without any stdout (`>&-`) the program does its work unheard.
     """
+    sys.stdout, sys.stderr = _forgiving(sys.stdout), _forgiving(sys.stderr)
     try:
         main()
     except UserError as error:  # its lines are ours, what stands in them may be anybody's
@@ -105,6 +108,15 @@ def run_cli(main: Callable[[], None]) -> None:
         if tell(sys.stdout, "\n"):  # it was another pipe; it takes an empty line to know
             raise
         _end("", EXIT_UNREAD)
+
+
+def _forgiving(stream: TextIO | None) -> TextIO:
+    """The stream, or nowhere where there is none (Python has None then)."""
+    if stream is None:
+        return open(os.devnull, "w")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    return stream
 
 
 def _end(words: str, code: int) -> NoReturn:

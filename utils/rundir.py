@@ -38,6 +38,11 @@ class RunDir:
     def weights(self) -> Path:
         return self.path / "weights"
 
+    def forget_states(self) -> None:
+        """Remove what an earlier run in this folder could be resumed from: it would be taken for this one's."""
+        for state in (self.path / LAST, self.weights / PREVIOUS):
+            state.unlink(missing_ok=True)
+
     def write_yaml(self, name: str, values: Mapping[str, Any], header: str = "") -> Path:
         """Write plain values in their order; `header` becomes comment lines on top."""
         comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
