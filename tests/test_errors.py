@@ -170,3 +170,12 @@ def test_without_a_stdout_the_work_is_done_unheard(monkeypatch: pytest.MonkeyPat
     run_cli(work)
     sys.stdout.close()
     assert done == [False]
+
+
+def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        run_cli(main)
+    assert caught.value.code == 130 and capsys.readouterr().err == "stopped by SIGINT\n"

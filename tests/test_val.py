@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
+import time
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +119,21 @@ def test_json_is_readable_and_in_original_pixels(tiny_run, tmp_path):
     assert len(found) == len(evaluation.detections)
     x, y, w, h = found[0]["bbox"]
     assert 0 <= x <= x + w <= 64 and 0 <= y <= y + h <= 64
+
+
+def test_an_evaluation_that_breaks_off_leaves_no_worker(tiny_run, tmp_path, monkeypatch):
+    """A worker that stays would be waited for at the end of the program: it leaves signals to its parent."""
+
+    def break_off(model, loader, *_):
+        next(loader.epoch(0))
+        assert set(multiprocessing.active_children()) - before
+        raise KeyboardInterrupt
+
+    before = set(multiprocessing.active_children())
+    monkeypatch.setattr(val, "evaluate", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny_run, tmp_path, "--workers", "1")
+    deadline = time.monotonic() + 30
+    while set(multiprocessing.active_children()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not set(multiprocessing.active_children()) - before

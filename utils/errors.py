@@ -15,6 +15,7 @@ MAX_PATH, MAX_FILE_NAME = 4095, 255  # bytes, as Linux has it; other systems all
 LINE = 2000  # characters of a line of a message at most
 EXIT_DONE, EXIT_USAGE, EXIT_DIVERGED, EXIT_STOPPED = 0, 2, 3, 75
 EXIT_UNREAD = 141  # as a shell reports a program that SIGPIPE ended
+EXIT_INTERRUPTED = 130  # as shells say of a program that Ctrl-C ended
 
 
 class UserError(Exception):
@@ -104,6 +105,8 @@ def run_cli(main: Callable[[], None]) -> None:
         _end("error: " + "\n".join(lines), error.exit_code)
     except Stopped as stopped:
         _end(str(stopped), EXIT_STOPPED)
+    except KeyboardInterrupt:  # a program that has no state to save
+        _end("stopped by SIGINT", EXIT_INTERRUPTED)
     except BrokenPipeError:
         if tell(sys.stdout, "\n"):  # it was another pipe; it takes an empty line to know
             raise
