@@ -52,6 +52,7 @@ from utils.optim import (
     build_optimizer,
     clip_gradients,
     describe_groups,
+    plain_lr,
     scaled_lr,
     scaled_weight_decay,
 )
@@ -139,9 +140,8 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
             update(training)
             state.step, state.batch = state.step + 1, number + 1
             training.keeper.after_step()
-        progress.update(
-            {**mean_losses(state, loss), "lr": shown_lr(training.optimizer)}, len(batch) * dist.world_size()
-        )
+        facts = {**mean_losses(state, loss), "lr": plain_lr(training.optimizer)}
+        progress.update(facts, len(batch) * dist.world_size())
     training.guard.end_epoch(state.means, state.epoch)
 
 
@@ -149,12 +149,6 @@ def mean_losses(state: TrainState, last: LossTerms) -> dict[str, Tensor]:
     """The epoch's mean losses so far, in this process; those of its first batch while no step is done."""
     total = state.means.get("loss")
     return dict(zip(("box", "cls", "dfl"), last.parts if total is None else total[:3] / total[3], strict=True))
-
-
-def shown_lr(optimizer: Optimizer) -> float:
-    """The lr of the decayed weights that no factor changes."""
-    groups = optimizer.param_groups
-    return next((group["lr"] for group in groups if group["lr_scale"] == 1), groups[0]["lr"])
 
 
 def end_epoch(training: Training) -> None:
@@ -496,7 +490,6 @@ def run_fingerprint(data: Data, training: Training) -> dict[str, Any]:
 
 def build_keeper(training: Training, output: Output | None, options: TrainOptions, resumed: bool) -> Keeper:
     """Build what decides when the state is saved; in a process that is not the main one it writes nothing."""
-
     path = dist.from_main(str(output.run.path) if output is not None else None)
 
     def write() -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torchvision
 
-from benchmarks.worker import Worker
+from benchmarks.worker import start_side
 from data.processes import cores
 
 
@@ -70,11 +70,8 @@ def rows(options: argparse.Namespace, shared: dict[str, Any]) -> Iterator[Row]:
 
 def measure(row: Row, options: argparse.Namespace, resident: bool) -> dict[str, Any]:
     """Run it in a process of its own: its peak of memory is its own, too."""
-    theirs = row.stage.startswith("peer:")
-    python = options.peer_python if theirs else sys.executable
-    script = HERE / ("stages_theirs.py" if theirs else "stages_ours.py")
-    log = Path(options.work) / "gpu.log"
-    worker = Worker(python, script, row.stage.removeprefix("peer:"), {**row.settings, "resident": resident}, log)
+    settings, log = {**row.settings, "resident": resident}, Path(options.work) / "gpu.log"
+    worker = start_side(row.stage, settings, options.peer_python, log)
     found = worker.go()
     worker.close()
     return {**found, **worker.facts, "rate": found["images"] / found["seconds"]}

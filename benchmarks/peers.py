@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from benchmarks.time_to_map import measure_map
-from benchmarks.worker import Worker, quiet
+from benchmarks.worker import Worker, quiet, start_side
 from data.config import load_data_config
 from data.index import build_index
 
@@ -63,11 +63,7 @@ class Bench:
         quiet()
         workers = {}
         for name, kind, settings in variants:
-            theirs = kind.startswith("peer:")
-            python = self.options.peer_python if theirs else sys.executable
-            script = HERE / ("stages_theirs.py" if theirs else "stages_ours.py")
-            log = self.work / f"{stage}-{name.replace(' ', '-')}.log"
-            workers[name] = Worker(python, script, kind.removeprefix("peer:"), self.base | settings, log)
+            workers[name] = self.start(kind, settings, f"{stage}-{name.replace(' ', '-')}")
         found: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
         order = list(workers)
         for turn in range(self.runs):
@@ -77,6 +73,10 @@ class Bench:
             worker.close()
             self.note(stage, name, worker.facts, found[name])
         return found
+
+    def start(self, kind: str, settings: dict[str, Any], name: str) -> Worker:
+        """A process of either side, with a log of that name."""
+        return start_side(kind, self.base | settings, self.options.peer_python, self.work / f"{name}.log")
 
     def note(self, stage: str, name: str, facts: dict[str, Any], results: list[dict[str, float]]) -> None:
         self.log.append({"stage": stage, "name": name, "facts": facts, "load": os.getloadavg()[0], "runs": results})
@@ -132,7 +132,7 @@ def write_yolo(folder: Path) -> None:
 def measure_step(bench: Bench) -> None:
     """Forward, loss, backward, clipping, optimizer and EMA on a resident batch, at equal GFLOPs."""
     steps = {"steps": 4}
-    probe = Worker(sys.executable, HERE / "stages_ours.py", "step", bench.base | steps, bench.work / "probe.log")
+    probe = bench.start("step", steps, "probe")
     flops = probe.facts["GFLOPs"]
     probe.close()
     best = {**steps, "threads": 2, "channels_last": True}
@@ -213,14 +213,9 @@ def measure_start(bench: Bench) -> None:
     for turn in range(bench.runs + 1):  # the first fills the caches
         for name in ("ours", "peer") if turn % 2 else ("peer", "ours"):
             quiet()
-            python, script = (
-                (sys.executable, "stages_ours.py")
-                if name == "ours"
-                else (bench.options.peer_python, "stages_theirs.py")
-            )
+            kind = "first_step" if name == "ours" else "peer:first_step"
             begin = time.perf_counter()
-            settings = bench.base | {"threads": 2}
-            worker = Worker(python, HERE / script, "first_step", settings, bench.work / f"start-{name}.log")
+            worker = bench.start(kind, {"threads": 2}, f"start-{name}")
             took[name].append(time.perf_counter() - begin)
             worker.close()
     for name, values in took.items():

@@ -10,6 +10,7 @@ gc.disable()  # as train.py does while it imports
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -53,20 +54,29 @@ def build(settings: Facts) -> train.Training:
     return training
 
 
-def stepper(training: train.Training, steps: int, resident: bool) -> Run:
-    """Run training steps: with one batch that lies ready, or with what the loader gives."""
+def stepper(training: train.Training, resident: bool) -> Callable[[], int]:
+    """What runs a training step, with a batch that lies ready or with what the loader gives, and returns its images."""
     batches = train.begin_steps(training)
     kept = next(batches)
 
+    def one() -> int:
+        number, batch = kept if resident else next(batches)
+        train.backward(training, batch, number)
+        training.lr.apply(training.state.step)
+        train.update(training)
+        training.state.step += 1  # of which some are measured, as in training
+        return len(batch)
+
+    return one
+
+
+def steps_of(training: train.Training, steps: int, resident: bool) -> Run:
+    """Several of them a turn."""
+    one = stepper(training, resident)
+
     def run() -> dict[str, float]:
-        start, images = time.perf_counter(), 0
-        for _ in range(steps):
-            number, batch = kept if resident else next(batches)
-            train.backward(training, batch, number)
-            training.lr.apply(training.state.step)
-            train.update(training)
-            training.state.step += 1  # of which some are measured, as in training
-            images += len(batch)
+        start = time.perf_counter()
+        images = sum(one() for _ in range(steps))
         return {"images": images, "seconds": time.perf_counter() - start}
 
     run()
@@ -75,25 +85,14 @@ def stepper(training: train.Training, steps: int, resident: bool) -> Run:
 
 def step(settings: Facts) -> tuple[Run, Facts]:
     training = build(settings)
-    run = stepper(training, settings["steps"], settings.get("resident", True))
+    run = steps_of(training, settings["steps"], settings.get("resident", True))
     return run, {"GFLOPs": gflops(training.model, settings["size"])}
 
 
 def loop(settings: Facts) -> tuple[Run, Facts]:
     """Training steps on any device, with a batch that lies there or with the loader's."""
     training = build(settings)
-    batches = train.begin_steps(training)
-    kept = next(batches)
-
-    def one() -> int:
-        number, batch = kept if settings["resident"] else next(batches)
-        train.backward(training, batch, number)
-        training.lr.apply(training.state.step)
-        train.update(training)
-        training.state.step += 1
-        return len(batch)
-
-    device = training.precision.device
+    one, device = stepper(training, settings["resident"]), training.precision.device
     return lambda: timed_steps(one, settings["steps"], device), {"precision": training.precision.description}
 
 
@@ -175,7 +174,7 @@ def loss(settings: Facts) -> tuple[Run, Facts]:
 
 def first_step(settings: Facts) -> tuple[Run, Facts]:
     """Ready once the first training step is done, from a cold start of Python."""
-    stepper(build(settings), 1, resident=False)
+    stepper(build(settings), resident=False)()
     return dict, {}
 
 

@@ -30,6 +30,7 @@ from benchmarks.cases import gflops, loss_case, made_by_workers, timed_steps
 from benchmarks.worker import Run, serve
 
 Facts = dict[str, Any]
+AHEAD = 4  # batches that a worker of theirs is ahead, by their own default
 
 
 def network(settings: Facts) -> DetectionModel:
@@ -131,7 +132,7 @@ def their_net_in_our_loop(settings: Facts) -> tuple[Run, Facts]:
 
     net = network(settings)
     train.build_model = lambda *_, **__: (Adapted(net, ModelConfig("n", 3), Predictions, anchor_points), "measured")
-    return stages_ours.stepper(stages_ours.build(settings), settings["steps"], resident=True), {}
+    return stages_ours.steps_of(stages_ours.build(settings), settings["steps"], resident=True), {}
 
 
 def loader(settings: Facts) -> tuple[Run, Facts]:
@@ -147,14 +148,14 @@ def loader(settings: Facts) -> tuple[Run, Facts]:
         batch_size=16, stride=32, rect=False,
     )  # fmt: skip
     workers = settings.get("workers", 0)
-    own = {"collate_fn": dataset.collate_fn, "worker_init_fn": seed_worker, "prefetch_factor": 4}
+    own = {"collate_fn": dataset.collate_fn, "worker_init_fn": seed_worker, "prefetch_factor": AHEAD}
     batches = (
         InfiniteDataLoader(dataset, settings["batch"], shuffle=True, num_workers=workers, **own) if workers else None
     )
 
     def run() -> dict[str, float]:
         if batches is not None:
-            return made_by_workers((len(batch["img"]) for batch in batches), 4 * workers)
+            return made_by_workers((len(batch["img"]) for batch in batches), AHEAD * workers)
         for i in torch.randperm(len(dataset)).tolist():
             dataset[i]
         return {"images": len(dataset)}

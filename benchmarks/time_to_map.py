@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from faster_coco_eval import COCO, COCOeval_faster
 
-from benchmarks.worker import Worker, quiet
+from benchmarks.worker import quiet
 
 HERE = Path(__file__).resolve().parent
 
@@ -93,9 +93,7 @@ def train(bench: Any, side: str, seed: int, validate: bool) -> Training:
 
 def train_theirs(bench: Any, net: str, seed: int, validate: bool, folder: Path) -> dict[str, list[float]]:
     settings = {"net": net, "seed": seed, "threads": 2, "validate": validate, "folder": str(folder)}
-    settings = bench.base | settings | {"epochs": bench.options.epochs}
-    script, log = HERE / "stages_theirs.py", bench.work / "map-peer.log"
-    worker = Worker(bench.options.peer_python, script, "train_whole", settings, log)
+    worker = bench.start("peer:train_whole", {**settings, "epochs": bench.options.epochs}, "map-peer")
     answer = worker.go()
     worker.close()
     return {clock: answer[clock if validate else "out"] for clock in ("in", "out")}
@@ -142,10 +140,8 @@ def score(bench: Any, training: Training, truth: Path) -> None:
 def score_epochs(bench: Any, training: Training, truth: Path, epochs: list[int]) -> None:
     """Add the scores of some epochs, from the detections that each side's own validation writes."""
     mine, wanted = training.side == "ours", [epoch for epoch in epochs if epoch not in training.scores]
-    settings = bench.base | {"folder": str(training.folder), "epochs": wanted, "threads": 2}
-    python = sys.executable if mine else bench.options.peer_python
-    script = HERE / ("stages_ours.py" if mine else "stages_theirs.py")
-    worker = Worker(python, script, "detections", settings, bench.work / "map-detections.log")
+    settings = {"folder": str(training.folder), "epochs": wanted, "threads": 2}
+    worker = bench.start("detections" if mine else "peer:detections", settings, "map-detections")
     worker.go()
     worker.close()
     if mine:

@@ -47,6 +47,13 @@ def serve(stages: dict[str, Stage]) -> None:
         print(json.dumps(result), file=out, flush=True)
 
 
+def start_side(stage: str, settings: dict[str, Any], peer_python: str, log: Path) -> Worker:
+    """A process of ours at `stage`, or of the other's where it begins with `peer:`."""
+    theirs = stage.startswith("peer:")
+    python, script = (peer_python, "stages_theirs.py") if theirs else (sys.executable, "stages_ours.py")
+    return Worker(python, Path(__file__).with_name(script), stage.removeprefix("peer:"), settings, log)
+
+
 class Worker:
     """In the driver: one such process."""
 

@@ -120,7 +120,7 @@ def multi_scale_size(seed: int, epoch: int, batch: int, imgsz: int, share: float
 
 def default_workers(device: torch.device) -> int:
     """On a CPU all cores compute, and loading is a few percent of a step; on a GPU loading needs cores of its own."""
-    if device.type == "cpu":
+    if device.type != "cuda":
         return 0 if cores() <= 4 else 2
     return min(8, max(1, cores() // dist.local_world_size()))
 

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from data import dataset as dataset_module
+from data import loader as loader_module
 from data.dataset import DetectionDataset, Sample, SampleKey
-from data.loader import PREFETCH, Batch, Loader, Plan, collate, multi_scale_size, resize_batch
+from data.loader import PREFETCH, Batch, Loader, Plan, collate, default_workers, multi_scale_size, resize_batch
 from tests.test_dataset import ALL, Labelled
 from tests.test_device import check_that_memory_is_kept
 from utils import signals
@@ -445,3 +446,15 @@ def test_multi_scale_sizes() -> None:
 def test_a_worker_keeps_freed_memory_whatever_the_trainer_does() -> None:
     """On CUDA the trainer doesn't."""
     check_that_memory_is_kept("data.loader", "_init_worker(0)")
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "ranks", "expected"),
+    [("cpu", 2, 1, 0), ("cpu", 16, 1, 2), ("mps", 8, 1, 2), ("cuda", 2, 1, 2), ("cuda", 64, 1, 8), ("cuda", 16, 8, 2)],
+)
+def test_workers_by_default(
+    device: str, cores: int, ranks: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert default_workers(torch.device(device)) == expected

@@ -23,6 +23,7 @@ from utils.optim import (
     clip_gradients,
     describe_groups,
     parameter_groups,
+    plain_lr,
     scaled_lr,
     scaled_weight_decay,
 )
@@ -457,3 +458,11 @@ def test_a_part_that_does_not_exist() -> None:
 )
 def test_the_lr_of_a_batch(rule: str, effective: int, nominal: int, lr: float) -> None:
     assert scaled_lr(0.01, rule, effective, nominal) == pytest.approx(lr, rel=1e-15)
+
+
+def test_the_lr_that_is_shown_is_one_that_no_factor_changes() -> None:
+    net, lr = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), 0.02
+    scaled = build_optimizer(net, Settings(lr_scale={"0": 0.5}), lr, 0.0, fused=False)
+    assert scaled.param_groups[0]["lr"] == 0.5 * lr and plain_lr(scaled) == lr
+    everywhere = build_optimizer(net, Settings(lr_scale={"0": 0.5, "1": 0.25}), lr, 0.0, fused=False)
+    assert plain_lr(everywhere) == everywhere.param_groups[0]["lr"]

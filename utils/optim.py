@@ -167,6 +167,12 @@ def clip_gradients(optimizer: Optimizer, max_norm: float) -> torch.Tensor:
     return norm
 
 
+def plain_lr(optimizer: Optimizer) -> float:
+    """The lr of the first group that no factor changes; of the first of all where there is none."""
+    groups = optimizer.param_groups
+    return next((group["lr"] for group in groups if group["lr_scale"] == 1), groups[0]["lr"])
+
+
 def accumulation(batch_size: int, nominal_batch: int) -> int:
     """Return how many batches make an optimizer step: as many as come closest to `nominal_batch` images, at least 1."""
     return max(1, round(nominal_batch / batch_size)) if nominal_batch else 1
