@@ -59,6 +59,7 @@ class Worker:
 
     def __init__(self, python: str, script: Path, stage: str, settings: dict[str, Any], log: Path) -> None:
         self.log = log
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         with log.open("w") as errors:
             self.process = subprocess.Popen(
                 [python, str(script), stage, json.dumps(settings)],
@@ -66,6 +67,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                env=kept,  # pip compiled the other's modules when it was installed; ours are by their first start
             )
         self.facts = self._answer()
 

@@ -15,15 +15,19 @@ STRIDES = (8, 16, 32)
 
 
 def slow_damped(scores: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:
-    """Point by point. A point of level l covers the rows and columns of a level next to it that lie under its cell."""
+    """Point by point. A point of level l covers the rows and columns of a level next to it that lie under its cell.
+
+    Of equal scores the finer level's comes first, then the one in the first of every three rows, then columns.
+    """
     first = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
 
-    def at(b: int, level: int, y: int, x: int, c: int) -> float:
+    def at(b: int, level: int, y: int, x: int, c: int) -> tuple[float, int, int, int]:
         height, width = shapes[level]
         inside = 0 <= y < height and 0 <= x < width
-        return float(scores[b, first[level] + y * width + x, c]) if inside else -1.0
+        score = float(scores[b, first[level] + y * width + x, c]) if inside else -1.0
+        return score, -level, -(y % 3), -(x % 3)
 
-    def around(b: int, level: int, y: int, x: int, c: int) -> float:
+    def around(b: int, level: int, y: int, x: int, c: int) -> tuple[float, int, int, int]:
         return max(at(b, level, y + dy, x + dx, c) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 
     out = scores.clone()
@@ -63,9 +67,15 @@ def test_classes_do_not_quiet_each_other() -> None:
     assert torch.equal(damp_neighbours(scores, SHAPES), scores)
 
 
-def test_equal_scores_all_stay() -> None:
-    scores = torch.full((1, 126, 1), 0.25)
-    assert torch.equal(damp_neighbours(scores, SHAPES), scores)
+@pytest.mark.parametrize("seed", range(3))
+def test_of_equal_neighbours_one_stays(seed: int) -> None:
+    """As the loop has it; scores of half precision, of few values, and all of one."""
+    random = torch.rand(2, 126, 2, generator=torch.Generator().manual_seed(seed))
+    for scores in (random.bfloat16().float(), (4 * random).round() / 4 + 0.1, torch.full_like(random, 1.0)):
+        damped = damp_neighbours(scores, SHAPES)
+        torch.testing.assert_close(damped, slow_damped(scores, SHAPES), rtol=0, atol=0)
+    fine = damped[:, :96].unflatten(1, SHAPES[0])  # of those that are all one: every third of a row and a column
+    assert (fine == 1).sum() == fine[:, ::3, ::3].numel() and (fine[:, ::3, ::3] == 1).all()
 
 
 def predictions(one_to_one: Tensor, many: Tensor) -> Predictions:
