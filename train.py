@@ -15,7 +15,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,9 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
     training.guard.begin()
     batches = training.keeper.watch(training.batches(state.epoch, state.batch))
     for number, batch in enumerate(batches, state.batch):
-        loss = backward(training, batch, number)
-        if (number + 1) % training.accumulate == 0 or number + 1 == len(training.loader):
+        last = (number + 1) % training.accumulate == 0 or number + 1 == len(training.loader)
+        loss = backward(training, batch, number, last)
+        if last:
             training.lr.apply(state.step)
             update(training)
             state.step, state.batch = state.step + 1, number + 1
@@ -158,17 +159,18 @@ def end_epoch(training: Training) -> None:
     state.epoch, state.batch, state.means = state.epoch + 1, 0, {}
 
 
-def backward(training: Training, batch: Batch, number: int) -> LossTerms:
-    """Add a batch's gradients; `number` is its place in the epoch."""
+def backward(training: Training, batch: Batch, number: int, last: bool = True) -> LossTerms:
+    """Add a batch's gradients; `number` is its place in the epoch, and an optimizer step follows the `last`."""
     precision = training.precision
     with phase("prepare"):
         batch = training.prepare(batch, training.state.epoch, number)
-    with phase("forward"), precision.autocast():
-        predictions = training.model(batch.images)
-    with phase("loss"):
-        loss = training.criterion(predictions, batch.boxes, batch.classes)
-    with phase("backward"):
-        precision.scaler.scale(loss.total * dist.world_size()).backward()
+    with dist.averaging(training.model, now=last):
+        with phase("forward"), precision.autocast():
+            predictions = training.model(batch.images)
+        with phase("loss"):
+            loss = training.criterion(predictions, batch.boxes, batch.classes)
+        with phase("backward"):
+            precision.scaler.scale(loss.total * dist.world_size()).backward()
     training.guard.add(loss.parts, batch.indices)
     return loss
 
@@ -579,9 +581,7 @@ def find_lr(training: Training, options: TrainOptions, hyp: Hyp) -> None:
     batches = begin_steps(training)
 
     def step(_: int) -> Tensor:
-        losses = [
-            backward(training, batch, number).parts.sum() for number, batch in islice(batches, training.accumulate)
-        ]
+        losses = [loss.parts.sum() for loss, _ in step_backward(training, batches)]
         update(training)
         return dist.mean(torch.stack(losses).mean())
 
@@ -602,12 +602,7 @@ def profile_run(training: Training, options: TrainOptions) -> None:
     batches, lr = begin_steps(training), training.lr
 
     def step() -> int:
-        images = 0
-        for _ in range(training.accumulate):
-            with phase("loader"):
-                number, batch = next(batches)
-            backward(training, batch, number)
-            images += len(batch)
+        images = sum(count for _, count in step_backward(training, batches))
         lr.apply(training.state.step)
         with phase("update"):
             update(training)
@@ -625,6 +620,14 @@ def begin_steps(training: Training) -> Iterator[tuple[int, Batch]]:
     hold(training.frozen)
     training.guard.begin()
     return ((number, batch) for epoch in count() for number, batch in enumerate(training.batches(epoch)))
+
+
+def step_backward(training: Training, batches: Iterator[tuple[int, Batch]]) -> Iterator[tuple[LossTerms, int]]:
+    """Add the gradients of an optimizer step's batches, of `begin_steps`; yield each one's loss and count of images."""
+    for left in reversed(range(training.accumulate)):
+        with phase("loader"):
+            number, batch = next(batches)
+        yield backward(training, batch, number, last=left == 0), len(batch)
 
 
 def side_folder(options: TrainOptions, name: str) -> Path:

@@ -106,6 +106,19 @@ def test_precision_on_the_cpu(mode: str, dtype: torch.dtype) -> None:
     assert precision.description.startswith({torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype])
 
 
+@pytest.mark.parametrize(
+    ("capability", "allowed", "words"),
+    [((8, 0), True, "fp32, convolutions in TF32"), ((8, 0), False, "fp32"), ((7, 5), True, "fp32")],
+)
+def test_fp32_on_cuda_says_what_convolutions_compute_in(
+    capability: tuple[int, int], allowed: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native_bf16(monkeypatch, capability >= (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    with torch.backends.cudnn.flags(allow_tf32=allowed):
+        assert Precision(torch.device("cuda", 0), "off").description == words
+
+
 def test_fp32_means_fp32_within_an_autocast_of_others() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16), Precision(CPU, "off").autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

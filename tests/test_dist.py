@@ -27,6 +27,7 @@ PROCESS = """
 import json, os, sys
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from utils import dist
 
 cpu = torch.device("cpu")
@@ -44,6 +45,14 @@ model = nn.Linear(2, 1)
 wrapped = dist.wrap(model, cpu)
 out["start"] = model.weight.tolist()
 images = torch.tensor([[1.0, 2.0], [3.0, -1.0]])[me : me + 1]
+sent = []
+wrapped.register_comm_hook(None, lambda _, bucket: sent.append(1) or allreduce_hook(None, bucket))
+for now in (False, False, True):  # three batches of a step, the same one again
+    with dist.averaging(wrapped, now):
+        wrapped(images).square().mean().backward()
+    sent.append(now)
+out["sent"], out["added"] = [*sent], model.weight.grad.tolist()
+model.zero_grad()
 wrapped(images).square().mean().backward()
 out["weight_grad"], out["bias_grad"] = model.weight.grad.tolist(), model.bias.grad.tolist()
 dist.barrier()
@@ -156,6 +165,43 @@ def test_gradients_are_those_of_one_process_with_all_the_data(pair: list[dict[st
         assert out["start"] == model.weight.tolist(), "all start from the main process's weights"
         assert out["weight_grad"] == [pytest.approx(model.weight.grad[0].tolist(), rel=1e-5)]
         assert out["bias_grad"] == pytest.approx(model.bias.grad.tolist(), rel=1e-5)
+
+
+def test_gradients_are_sent_once_an_optimizer_step(pair: list[dict[str, Any]]) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    (3 * model(torch.tensor([[1.0, 2.0], [3.0, -1.0]])).square().mean()).backward()
+    for out in pair:
+        assert out["sent"] == [False, False, 1, True]
+        assert out["added"] == [pytest.approx(model.weight.grad[0].tolist(), rel=1e-5)]
+
+
+TRAINING = """
+import hashlib, json, os, sys
+import train
+
+finished, found = train.fit, {}
+
+def fit(training, *others):
+    finished(training, *others)
+    values = {name: value.tolist() for name, value in training.ema.module.named_parameters()}
+    found["weights"] = hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    found["steps"], found["accumulate"] = training.state.step, training.accumulate
+
+train.fit = fit
+train.main(sys.argv[1:])
+print(json.dumps(found), flush=True)
+os._exit(0)
+"""
+
+
+def test_processes_that_accumulate_have_the_same_weights(tiny_data: Path, tmp_path: Path) -> None:
+    """Twelve images, two a process and batch: three batches an epoch, in steps of two and one."""
+    argv = ["--data", str(tiny_data), "--img", "64", "--batch", "4", "--epochs", "2", "--workers", "0", "--noplots"]
+    argv += ["--device", "cpu", "--project", str(tmp_path), "--set", "nominal_batch=8", "warmup_epochs=0"]
+    code = TRAINING.replace("sys.argv[1:]", repr(argv))
+    main, other = run_pair(code)
+    assert main == other and (main["steps"], main["accumulate"]) == (4, 2)
 
 
 def test_a_batch_without_boxes_leaves_no_parameter_without_a_gradient() -> None:

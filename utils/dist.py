@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import os
@@ -75,6 +76,14 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=False)
 
 
+def averaging(model: nn.Module, now: bool) -> contextlib.AbstractContextManager[None]:
+    """A context for a model's forward and backward pass, after which the gradients added so far are averaged over all
+    processes if `now`. Else each process goes on adding to its own, and nothing is sent: for all batches of an
+    optimizer step but the last."""
+    apart = isinstance(model, DistributedDataParallel) and not now
+    return model.no_sync() if apart else contextlib.nullcontext()
+
+
 def from_main(value: Any) -> Any:
     """Return the main process's `value` in every process."""
     if world_size() == 1:
@@ -120,5 +129,6 @@ def _cpu_group() -> torch_dist.ProcessGroup:
 
 
 def barrier() -> None:
+    """Wait until all processes are here. Goes over the CPU's network: no device is waited for."""
     if world_size() > 1:
-        torch_dist.barrier()
+        torch_dist.barrier(group=_cpu_group())
