@@ -51,7 +51,7 @@ def examine(config: DataConfig, full: bool = False) -> Findings:
     faults = [("", fault) for fault in config.faults]
     notes: list[str] = []
     seen: dict[tuple, str] = {}
-    for name in config.splits:
+    for name in dict.fromkeys((*config.splits, "train", "val")):  # a training needs the two
         try:
             sources = config.split(name).sources
             if sources in seen:
@@ -59,7 +59,8 @@ def examine(config: DataConfig, full: bool = False) -> Findings:
                 continue
             part = _examine_split(config, name, full)
         except DataError as error:  # no training reads `test`
-            faults += [(name, replace(fault, stops=fault.stops and name != "test")) for fault in error.faults]
+            where = name if name in config.splits else ""
+            faults += [(where, replace(fault, stops=fault.stops and name != "test")) for fault in error.faults]
             continue
         seen[sources] = name
         parts.append(part)
@@ -67,7 +68,6 @@ def examine(config: DataConfig, full: bool = False) -> Findings:
         faults += [(name, fault) for fault in part.faults if not fault.is_note]
     if not parts:
         raise DataError(*dict.fromkeys(fault for _, fault in faults))
-    notes += [f"the yaml has no {name}" for name in ("train", "val") if name not in config.splits]
     leaks = [find_leaks(first, second) for first, second in combinations(parts, 2)]
     return Findings(config, parts, faults, notes, [find_twins(part) for part in parts], leaks)
 

@@ -189,7 +189,7 @@ def _row(line: str, config: DataConfig, width: int, height: int) -> tuple[float,
         text = f"not finite: '{shorten(line.strip())}': correct it, or take it out"
         raise _RowFault("label-not-finite", text)
     if max(map(abs, values)) > PIXELS:
-        how = f"divide x and width by {width}, y and height by {height}"
+        how = _pixels(values, width, height)
         raise _RowFault("label-pixels", f"'{shorten(line.strip())}' looks like pixels, not shares of the image: {how}")
     if not box:
         x, y = values[0::2], values[1::2]
@@ -199,6 +199,20 @@ def _row(line: str, config: DataConfig, width: int, height: int) -> tuple[float,
         what = f"the {'width' if wide < 0 else 'height'} {min(wide, high):g} is below zero"
         raise _RowFault("label-negative", f"{what}: a row is class x_centre y_centre width height")
     return label, x - wide / 2, y - high / 2, x + wide / 2, y + high / 2
+
+
+def _pixels(values: Sequence[float], width: int, height: int) -> str:
+    """How to mend a row in pixels; a box may be given by its centre and size, or by two corners, or fit as either."""
+    if len(values) != 4:
+        return f"divide each x by {width}, each y by {height}"
+    x, y, wide, high = values
+    corners = 0 <= x < wide <= width + 1 and 0 <= y < high <= height + 1
+    centre = abs(2 * x - width) <= width - wide + 1 and abs(2 * y - height) <= height - high + 1
+    how = f"divide x and width by {width}, y and height by {height}"
+    turned = "(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1"
+    if corners and not centre:
+        return f"as corners x1 y1 x2 y2 fit and a centre with a size doesn't, write {turned}, then {how}"
+    return f"{how}; where it is corners x1 y1 x2 y2, write {turned} first" if corners else how
 
 
 def _check_class(label: float, text: str, names: int) -> None:

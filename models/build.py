@@ -16,14 +16,17 @@ TORCHVISION = "torchvision:"
 
 
 def check_request(cfg: str, weights: str, imgsz: int) -> None:
-    """Raise the `UserError` that needs no data and no weights to be read: before minutes are spent on reading data."""
+    """Raise the `UserError` that can be known without the data: before minutes are spent on reading them."""
     parse_cfg(cfg)
     check_imgsz(imgsz)
-    if weights and not weights.startswith(TORCHVISION) and not Path(weights).is_file():
+    if not weights or weights.startswith(TORCHVISION):
+        return
+    if not Path(weights).is_file():
         what = "a folder, not a checkpoint" if Path(weights).is_dir() else "no such file"
         folder = Path(weights).parent
         near = suggest(Path(weights).name, [path.name for path in folder.glob("*.pt")]) if folder.is_dir() else ""
         raise UserError(f"--weights {weights}: {what}{near}")
+    load_checkpoint(Path(weights))
 
 
 def rebuild_model(description: dict[str, Any], names: tuple[str, ...]) -> tuple[YOLO, str]:

@@ -8,9 +8,11 @@ import os
 import pickle
 import resource
 import stat
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -290,6 +292,22 @@ def test_what_is_no_checkpoint_of_ours(tmp_path: Path, write: Callable[[Path], A
         with pytest.raises(UserError) as error:
             load(path)
         assert str(error.value).startswith(f"{path}: {message}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("module", ["models.yolo", "ultralytics.nn.tasks", None, "mine"])
+def test_weights_of_the_programs_that_users_come_from(
+    tmp_path: Path, module: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They save whole nets by the name of their class, or dictionaries of tensors (None)."""
+    path, content = tmp_path / "yolov8n.pt", {"model": {"0.conv.weight": torch.zeros(2)}}
+    if module:
+        net = type("DetectionModel", (), {"__module__": module})
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(DetectionModel=net))
+        content = {"model": net()}
+    torch.save(content, path)
+    with pytest.raises(UserError) as error:
+        load_checkpoint(path)
+    assert ("YOLOv5, YOLOv7 and Ultralytics" in str(error.value)) == (module != "mine")
 
 
 def test_a_folder_that_may_not_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,9 @@ def test_counts_are_those_of_the_hand_made_set(write, tmp_path: Path) -> None:
 def test_one_class_has_no_imbalance_and_nothing_missing(tmp_path: Path) -> None:
     findings = examine(load_data_config(yolo_set(tmp_path, {"train": [[TRAIN[0][0]]]}, ["cat"])))
     assert findings.imbalance() is None and findings.missing() == {}
-    assert findings.notes == ["the yaml has no val"]
+    assert [(split, fault.kind, fault.where, fault.stops) for split, fault in findings.faults] == [
+        ("", "yaml-split-missing", "val", True)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_the_tables_hold_the_counts(write, tmp_path: Path) -> None:
 def test_a_single_class_without_val(tmp_path: Path) -> None:
     html = build_page(found(yolo_set(tmp_path, {"train": [[BOXES[0]]]}, ["only"])))
     assert_harmless(html)
-    assert "the yaml has no val" in html
+    assert "this key is missing (the file has train)" in html
 
 
 def test_pictures_are_few_however_much_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

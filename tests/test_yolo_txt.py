@@ -119,6 +119,22 @@ def test_lines_are_counted_as_editors_do(tmp_path: Path) -> None:
     assert [fault.where for fault in faults] == ["line 3"]
 
 
+@pytest.mark.parametrize(
+    ("row", "said", "unsaid"),
+    [
+        ("0 50 25 10 10", "divide x and width by 100, y and height by 50", "x1"),  # 10 < 50: no corners
+        ("0 60 30 90 45", "fit and a centre with a size doesn't, write (x1 + x2) / 2", "where it is"),
+        ("0 50 25 60 40", "; where it is corners x1 y1 x2 y2, write (x1 + x2) / 2", "doesn't"),  # 20 … 80, 5 … 45
+        ("0 60 30 120 45", "divide x and width by 100", "x1"),  # beyond the image either way
+        ("0 10 10 50 10 30 40", "divide each x by 100, each y by 50", "width"),
+    ],
+)
+def test_pixels_are_mended_as_what_they_are(tmp_path: Path, row: str, said: str, unsaid: str) -> None:
+    _, faults = yolo(tmp_path, row)
+    assert [fault.kind for fault in faults] == ["label-pixels"]
+    assert said in faults[0].text and unsaid not in faults[0].text
+
+
 def test_exact_duplicates_are_dropped(tmp_path: Path) -> None:
     record, faults = yolo(tmp_path, "0 .5 .5 .5 .5\n1 .5 .5 .5 .5\n0 .50 .5 .5 .5\n0 .5 .5 .5 .6\n0 .5 .5 .5 .5\n")
     assert record.classes.tolist() == [0, 1, 0]

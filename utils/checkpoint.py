@@ -31,6 +31,9 @@ DESCRIPTION = {
 MODEL = {"size": str, "nc": int, "backbone": str}
 SHIPPED = {"epoch": int, "fitness": float}
 PROGRESS = {"epoch": int, "batch": int, "step": int, "seconds": float}
+# What users come with. Those files hold code, which is not run, and beside it weights of nets that are not built here.
+FOREIGN = ("models.", "ultralytics.")
+OTHERS = "weights of YOLOv5, YOLOv7 and Ultralytics are of other nets, and can't be used"
 MAX_PROGRESS = 1e15
 MAX_IMGSZ = 8192
 
@@ -122,9 +125,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except MemoryError:
         raise UserError(f"{path}: does not fit into memory") from None
     except Exception as error:  # a file may come from anywhere: whatever it makes a reader stumble over, it is unsound
-        raise Damaged(f"{path}: not a sound checkpoint ({_one_line(error)})") from None
+        foreign = any(f"asks for {root}" in str(error) for root in FOREIGN)
+        hint = f"; {OTHERS}" if foreign else ""
+        raise Damaged(f"{path}: not a sound checkpoint ({_one_line(error)}){hint}") from None
     if not isinstance(content, dict) or "lockstep" not in content:
-        raise UserError(f"{path}: not a Lockstep checkpoint")
+        raise UserError(f"{path}: not a Lockstep checkpoint; {OTHERS}")
     if type(content["lockstep"]) is not int or content["lockstep"] != VERSION:
         version = _one_line(repr(content["lockstep"]))
         raise UserError(f"{path}: checkpoint version {version}; this program reads version {VERSION}")
