@@ -163,7 +163,20 @@ def test_an_epoch_that_breaks_off_before_its_first_batch_is_no_error() -> None:
     assert stream.getvalue().startswith("epoch 1/2 stopped at 0/4, ") and "left" not in stream.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("columns", "end"),
+    [(200, "lr 0.00200 32.0 images/s"), (75, "lr 0.00200 32.0 images/s"), (70, "cls 0.250 lr 0.00200"), (20, "]")],
+)
+def test_a_terminal_gets_whole_facts(columns: int, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    run_progress(stream, monkeypatch)
+    last = stream.getvalue().strip("\r\n").split("\r")[-1]
+    assert last.rstrip(" ,#").endswith(end)
+
+
 def test_a_terminal_gets_a_bar_with_the_same_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     stream = Terminal()
     run_progress(stream, monkeypatch)
     last = stream.getvalue().strip("\r\n").split("\r")[-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -197,27 +198,32 @@ class Progress:
     def _redraw(self) -> None:
         assert self._bar is not None
         self._last_redraw = time.perf_counter()
-        self._bar.set_postfix_str(self._facts_text(digits=3), refresh=False)
+        taken = tqdm.format_interval(time.perf_counter() - self._start)
+        fixed = f"{self.desc} {self._done}/{self.total} [{taken}<{taken}], "
+        parts = self._facts_words(digits=3)
+        while parts and len(fixed) + len(" ".join(parts)) >= shutil.get_terminal_size().columns:
+            parts.pop()  # rather none than half of one
+        self._bar.set_postfix_str(" ".join(parts), refresh=False)
         self._bar.n = self._done
         self._bar.refresh()
 
     def _line(self) -> str:
         seconds = time.perf_counter() - self._start
         whole = "" if self._done == self.total else f" stopped at {self._done}/{self.total}"
-        parts = [f"{self.desc}{whole}", self._facts_text(digits=4), f"{seconds:.1f} s"]
+        parts = [f"{self.desc}{whole}", " ".join(self._facts_words(digits=4)), f"{seconds:.1f} s"]
         steps = self._done - self._initial
         to_come = self._epochs_to_come * self.total + self.total - self._done
         if steps and to_come:
             parts.append(f"{tqdm.format_interval(seconds / steps * to_come)} left")
         return ", ".join(part for part in parts if part)
 
-    def _facts_text(self, digits: int) -> str:
+    def _facts_words(self, digits: int) -> list[str]:
         parts = [f"{name} {_short(value, digits)}" for name, value in self._facts.items()]
         seconds = time.perf_counter() - self._start
         if self._images and seconds > 0:
             speed = self._images / seconds
             parts.append(f"{speed:.{0 if speed >= 100 else 1}f} images/s")
-        return " ".join(parts)
+        return parts
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
