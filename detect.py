@@ -23,7 +23,7 @@ from data.cache import decode, read_image, resize_long_side
 from models.decode import detect
 from models.yolo import MAX_STRIDE, YOLO, check_imgsz
 from utils.device import select_device
-from utils.errors import UserError, printable, run_cli, suggest
+from utils.errors import UserError, many, printable, run_cli, suggest
 from utils.metrics import Detections, detections_to_coco
 from utils.options import DetectOptions, parse
 from utils.plots import draw_boxes
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     names = tuple(content["names"])
     if options.classes and max(options.classes) >= len(names):
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
-        raise UserError(f"--classes {max(options.classes)}: the model has {len(names)} classes: {listed}")
+        raise UserError(f"--classes {max(options.classes)}: the model has {many(len(names), 'class')}: {listed}")
     imgsz = options.imgsz or -(-content["imgsz"] // MAX_STRIDE) * MAX_STRIDE
     run = new_run(options.project, options.name, options.exist_ok)
     with ExitStack() as stack:

@@ -46,12 +46,12 @@ from utils.loggers import Logger, Progress, build_loggers
 from utils.lr_finder import describe, range_test, suggest, write_csv
 from utils.metrics import fitness
 from utils.optim import (
-    ADAM_BETA2,
     NamedOptimizerState,
     accumulation,
     build_optimizer,
     clip_gradients,
     describe_groups,
+    describe_update,
     plain_lr,
     scaled_lr,
     scaled_weight_decay,
@@ -242,7 +242,7 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
             save(training, output, options, better, last or stop)
         if stop and not last:
             best = training.stopping.best_epoch + 1
-            say(f"stopped: no better {hyp.fitness} for {options.patience} epochs (best: epoch {best})")
+            say(f"stopped: no better {hyp.fitness} for {many(options.patience, 'epoch')} (best: epoch {best})")
 
 
 def build_recovery(training: Training, output: Output | None, options: TrainOptions) -> Recovery:
@@ -357,7 +357,10 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
     lr, curve = LearningRate(optimizer, schedule, rates), lr_curve(schedule, rates, hyp.close_mosaic)
     say(f"model        {model.config.name}, {count_parameters(model):,} parameters; {source}")
     say(f"device       {precision.device}, {precision.description}")
-    for line in (*describe_update(hyp, options, effective, lr0, decay), *describe_groups(model, optimizer)):
+    for line in (
+        *describe_update(hyp, options.batch_size, effective, lr0, decay, options.schedule),
+        *describe_groups(model, optimizer),
+    ):
         say(line)
     for line in describe_curve(curve):
         say(line)
@@ -428,21 +431,6 @@ def preparation(seed: int, imgsz: int, scale: float, recolour: bool) -> Callable
 def defers_colour(device: torch.device) -> bool:
     """Does the device change the colours? On a CPU it would be the same work in another place."""
     return device.type == "cuda"
-
-
-def describe_update(hyp: Hyp, options: TrainOptions, effective: int, lr0: float, decay: float) -> list[str]:
-    """Say how batches become updates, and everything about them that was derived rather than given."""
-    batches = effective // options.batch_size
-    nominal = f" (nominal_batch {hyp.nominal_batch})" if hyp.nominal_batch else ""
-    lines = [f"batch        {options.batch_size} images, {batches} a step{nominal}: {effective} images an update"]
-    betas = "" if hyp.optimizer == "SGD" else f", betas {hyp.momentum:g} (momentum) and {ADAM_BETA2:g}"
-    ratio = f"{effective}/{hyp.nominal_batch}"
-    how = "" if hyp.lr_batch_rule == "none" else f" = {hyp.lr0:g} scaled by {ratio} ({hyp.lr_batch_rule})"
-    scaled = f" = {hyp.weight_decay:g} x {ratio}" if hyp.scale_weight_decay else ""
-    lines.append(f"optimizer    {hyp.optimizer}{betas}, lr0 {lr0:g}{how}, weight decay {decay:g}{scaled}")
-    named = options.schedule if hyp.schedule == "custom" else hyp.schedule
-    toward = "" if hyp.schedule in ("constant", "custom") else f" down to {lr0 * hyp.lrf:g} (lrf {hyp.lrf:g})"
-    return [*lines, f"schedule     {named}{toward}"]
 
 
 def say(text: str) -> None:

@@ -22,7 +22,7 @@ from data.images import MAX_SIDE, TURNED, Header, known_header
 from data.memory import memory_file
 from data.processes import cores
 from utils import dist
-from utils.errors import UserError
+from utils.errors import UserError, many
 
 # OpenCV runs in the thread that calls it: parallel loading comes from workers, and in the trainer's own process a
 # second pool of threads would fight OpenMP's for the cores.
@@ -252,7 +252,7 @@ def _disk_cache(images: ImageList, imgsz: int, sizes: np.ndarray) -> ImageCache:
     path = folder / f"{_cache_key(images, imgsz)}.rgb"
     size = int(_offsets(sizes)[-1])
     if path.is_file() and path.stat().st_size == max(size, 1):
-        print(f"image cache: {len(images)} images, {_in_words(size)}, reused from {path}", flush=True)
+        print(f"image cache: {many(len(images), 'image')}, {_in_words(size)}, reused from {path}", flush=True)
         return ImageCache(str(path), sizes)
     partial = folder / f"{path.name}.{os.getpid()}.partial"
     try:
@@ -277,7 +277,7 @@ def _disk_cache(images: ImageList, imgsz: int, sizes: np.ndarray) -> ImageCache:
 def _fill(images: ImageList, imgsz: int, path: str, sizes: np.ndarray, where: str) -> None:
     """Decode every image into the file's place for it, on all cores that this process may use."""
     offsets = _offsets(sizes)
-    print(f"image cache: decoding {len(images)} images, {_in_words(offsets[-1])}, into {where}", flush=True)
+    print(f"image cache: decoding {many(len(images), 'image')}, {_in_words(offsets[-1])}, into {where}", flush=True)
     begin = time.perf_counter()
     block = _map(path, "r+")
 

@@ -48,7 +48,8 @@ class Splits:
             what = f"{_splits(splits)}{len(faults):,} x {kind} ({KINDS[kind].what}; {KINDS[kind].then})"
             lines.append(f"{word}: {what}, the first: {faults[0]}")
         skipped = _count(fault for fault in self.faults if fault.stops)
-        return [*lines, f"--skip-bad goes on without what {skipped:,} faults concern"] if skipped else lines
+        concern = f"{many(skipped, 'fault')} concern{'s' * (skipped == 1)}"
+        return [*lines, f"--skip-bad goes on without what {concern}"] if skipped else lines
 
     def write_list(self, run: RunDir) -> list[str]:
         """Write all faults into a run's folder; no file where there are none. Return what `lines` left to say."""
@@ -103,9 +104,8 @@ def refusal(config: DataConfig, found: Found, stops: Sequence[Fault], file: str)
     if hopeless:
         way = f"mend them; --skip-bad can't do without {', '.join(hopeless)}"
     others = f", beside {len(found) - len(stops):,} that don't" if len(found) > len(stops) else ""
-    lines = [
-        f"{config.file}: {_count(stops):,} faults stop the run{others}{f'; all are listed in {file}' if file else ''}"
-    ]
+    stop = f"{many(_count(stops), 'fault')} stop{'s' * (_count(stops) == 1)} the run"
+    lines = [f"{config.file}: {stop}{others}{f'; all are listed in {file}' if file else ''}"]
     kinds = _told(stops)
     for kind, faults in list(kinds.items())[:SHOWN_KINDS]:
         if len(faults) == 1:
@@ -121,7 +121,7 @@ def refusal(config: DataConfig, found: Found, stops: Sequence[Fault], file: str)
 
 def listing(config: DataConfig, found: Found) -> str:
     """All faults, a line each, kind by kind: kind, splits and message with tabs between."""
-    lines = [f"# {len(found):,} faults of {config.file}; docs/data.md says what each kind is"]
+    lines = [f"# {many(len(found), 'fault')} of {config.file}; docs/data.md says what each kind is"]
     for kind, faults in _by_kind(found).items():
         lines.append(f"# {len(faults):,} x {kind}: {KINDS[kind].what} ({KINDS[kind].then})")
         lines += [f"{kind}\t{','.join(found[fault])}\t{fault}" for fault in faults]

@@ -12,6 +12,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from utils.errors import many
+from utils.hyp import Hyp
+
 GROUPS = ("decay", "no_decay", "bias")
 # Their weights may have several dimensions; those of other norms are vectors.
 NO_DECAY = (nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
@@ -188,6 +191,26 @@ def scaled_lr(lr0: float, rule: str, effective_batch: int, nominal_batch: int) -
     arXiv:1706.02677) or its root (`sqrt`, Krizhevsky 2014, arXiv:1404.5997)."""
     ratio = effective_batch / nominal_batch if nominal_batch else 1.0
     return lr0 * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]
+
+
+def describe_update(hyp: Hyp, batch_size: int, effective: int, lr0: float, decay: float, schedule: str) -> list[str]:
+    """Say how batches become updates, and everything about them that was derived rather than given.
+
+    effective: images an update.  lr0, decay: as the optimizer has them.  schedule: the user's own, if `hyp` says so.
+    """
+    nominal = f" (nominal_batch {hyp.nominal_batch})" if hyp.nominal_batch else ""
+    step = f"{effective // batch_size} a step{nominal}: {many(effective, 'image')} an update"
+    betas = "" if hyp.optimizer == "SGD" else f", betas {hyp.momentum:g} (momentum) and {ADAM_BETA2:g}"
+    ratio = f"{effective}/{hyp.nominal_batch}"
+    how = "" if hyp.lr_batch_rule == "none" else f" = {hyp.lr0:g} scaled by {ratio} ({hyp.lr_batch_rule})"
+    scaled = f" = {hyp.weight_decay:g} x {ratio}" if hyp.scale_weight_decay else ""
+    named = schedule if hyp.schedule == "custom" else hyp.schedule
+    toward = "" if hyp.schedule in ("constant", "custom") else f" down to {lr0 * hyp.lrf:g} (lrf {hyp.lrf:g})"
+    return [
+        f"batch        {many(batch_size, 'image')}, {step}",
+        f"optimizer    {hyp.optimizer}{betas}, lr0 {lr0:g}{how}, weight decay {decay:g}{scaled}",
+        f"schedule     {named}{toward}",
+    ]
 
 
 def describe_groups(model: nn.Module, optimizer: Optimizer) -> list[str]:

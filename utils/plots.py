@@ -423,7 +423,7 @@ def _mark_best(axes: Axes, table: dict[str, np.ndarray]) -> None:
 
 def _draw_class_counts(axes: Axes, counts: np.ndarray, names: Sequence[str], images: int) -> None:
     shown = np.arange(len(counts))
-    title = f"{counts.sum():,} boxes in {images:,} images"
+    title = f"{many(counts.sum(), 'box')} in {many(images, 'image')}"
     if len(counts) > 100:
         shown = np.argsort(-counts, kind="stable")[:100]
         title += f"; the 100 most frequent of {len(counts)} classes"
