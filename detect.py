@@ -22,6 +22,7 @@ from data.augment import letterbox
 from data.cache import decode, read_image, resize_long_side
 from models.decode import detect
 from models.yolo import MAX_STRIDE, YOLO, check_imgsz
+from utils import dist
 from utils.device import select_device
 from utils.errors import UserError, many, printable, run_cli, suggest
 from utils.metrics import Detections, detections_to_coco
@@ -52,8 +53,10 @@ class Frame:
         return f"{self.file.stem}_{self.number}" if self.number else self.file.stem
 
 
-def find_files(source: str) -> list[Path]:
+def find_files(source: str, where: str = "") -> list[Path]:
     """Return the images and videos that an image, a video, a folder, a glob or a txt list of these names.
+
+    where: what a message adds to the source's name.
 
     Raises:
         UserError: nothing there, or nothing of a kind that can be read.
@@ -62,19 +65,19 @@ def find_files(source: str) -> list[Path]:
     if path.is_dir():
         found = sorted(path.iterdir())
     elif path.is_file() and path.suffix.lower() == ".txt":
-        found = [file for line in _read_list(path) for file in find_files(line)]
+        found = [file for line in _read_list(path) for file in find_files(line, f" (named in {source})")]
     elif path.is_file():
         found = [path]
     else:
         found = [Path(file) for file in sorted(glob.glob(source, recursive=True))]
     if not found:
         if path.is_dir():
-            raise UserError(f"--source {source}: an empty folder")
+            raise UserError(f"--source {source}{where}: an empty folder")
         near = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise UserError(f"--source {source}: no such file, folder or pattern{near}")
+        raise UserError(f"--source {source}{where}: no such file, folder or pattern{near}")
     known = [file for file in found if file.suffix.lower() in IMAGES + VIDEOS and file.is_file()]
     if not known:
-        raise UserError(f"--source {source}: no image or video in it; read are {' '.join(IMAGES + VIDEOS)}")
+        raise UserError(f"--source {source}{where}: no image or video in it; read are {' '.join(IMAGES + VIDEOS)}")
     return known
 
 
@@ -232,6 +235,7 @@ def write_image(path: Path, picture: np.ndarray) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(DetectOptions, sys.argv[1:] if argv is None else argv, "detect.py", "Find objects with a model.")
+    dist.refuse("detect.py")
     check_imgsz(options.imgsz)
     files = find_files(options.source)
     device = select_device(options.device)
@@ -241,10 +245,10 @@ def main(argv: list[str] | None = None) -> None:
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
         raise UserError(f"--classes {max(options.classes)}: the model has {many(len(names), 'class')}: {listed}")
     imgsz = options.imgsz or -(-content["imgsz"] // MAX_STRIDE) * MAX_STRIDE
-    run = new_run(options.project, options.name, options.exist_ok)
+    run, frames = new_run(options.project, options.name, options.exist_ok), 0
     with ExitStack() as stack:
         writer = Writer(run, options, names, stack)
-        for frame in read_frames(files, options.vid_stride):
+        for frames, frame in enumerate(read_frames(files, options.vid_stride), 1):  # noqa: B007
             start = time.perf_counter()
             found = detect_frame(model, device, frame.image, imgsz, options)
             milliseconds = (time.perf_counter() - start) * 1000
@@ -254,6 +258,8 @@ def main(argv: list[str] | None = None) -> None:
             where = f"{frame.file} frame {frame.number}" if frame.number else f"{frame.file}"
             print(printable(f"{where}: {said} ({milliseconds:.0f} ms)"))
         writer.close()
+    if not frames:
+        raise UserError(f"--source {options.source}: none of {many(len(files), 'file')} could be read")
     print(f"results in {run.path}")
 
 

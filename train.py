@@ -40,7 +40,7 @@ from utils.ema import ModelEMA
 from utils.errors import Stopped, TrainingDiverged, UserError, many, run_cli
 from utils.fingerprint import check_same_run, fingerprint
 from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only
-from utils.hyp import Hyp, hyp_table
+from utils.hyp import Hyp, doubts, hyp_table
 from utils.keeper import Keeper
 from utils.loggers import Logger, Progress, build_loggers
 from utils.lr_finder import describe, range_test, suggest, write_csv
@@ -359,6 +359,7 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
     say(f"device       {precision.device}, {precision.description}")
     for line in (
         *describe_update(hyp, options.batch_size, effective, lr0, decay, options.schedule),
+        *(f"warning: {doubt}" for doubt in doubts(hyp)),
         *describe_groups(model, optimizer),
     ):
         say(line)
@@ -628,6 +629,7 @@ def side_folder(options: TrainOptions, name: str) -> Path:
     return folder
 
 
+@dist.among_others()
 def main(argv: list[str] | None = None) -> None:
     """Wire a run together and train it."""
     options = parse_opt(argv)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.config import load_data_config
+from data.config import DataConfig, load_data_config
 from data.dataset import DetectionDataset
 from data.index import Index
 from data.loader import Loader, default_workers
@@ -25,9 +25,10 @@ from data.splits import read_splits
 from models.decode import BatchDetections, detect
 from models.loss import DetectionLoss
 from models.yolo import MAX_STRIDE, YOLO, ModelConfig, check_imgsz
+from utils import dist
 from utils.checkpoint import load_checkpoint, model_weights
 from utils.device import Arriving, Precision, prefetch, select_device
-from utils.errors import UserError, run_cli
+from utils.errors import UserError, many, run_cli
 from utils.hyp import Hyp
 from utils.loggers import Progress
 from utils.metrics import (
@@ -225,24 +226,51 @@ def _dump(path: Path, value: object) -> None:
     path.write_text(json.dumps(value))
 
 
+def compare_names(config: DataConfig, trained: Sequence[str], weights: str) -> list[str]:
+    """Warn of classes that are called otherwise than those that a model was trained on.
+
+    Raises:
+        UserError: they are more or fewer, or the same in another order: all scores would be of the wrong ones.
+    """
+    if config.nc != len(trained):
+        classes = f"{many(config.nc, 'class')}, {weights} was trained on {len(trained)}"
+        raise UserError(f"{config.file}: has {classes}")
+    apart = [(i, own, old) for i, (own, old) in enumerate(zip(config.names, trained, strict=True)) if own != old]
+    if not apart:
+        return []
+    i, own, old = apart[0]
+    differ = f"class {i} is {own!r} here, {old!r} in {weights}"
+    if sorted(config.names) == sorted(trained):
+        raise UserError(f"{config.file}: its classes are in another order than those of the model: {differ}")
+    more = f", and so on for {many(len(apart), 'class')}" if len(apart) > 1 else ""
+    return [f"warning: {config.file}: {differ}{more}: is it the same kind of object?"]
+
+
+def _epoch(content: dict) -> int:
+    """After how many epochs of its run a checkpoint was written."""
+    return content["epoch"] if content["kind"] == "model" else content["state"]["progress"]["epoch"]
+
+
 def main(argv: list[str] | None = None) -> Evaluation:
     options = parse(ValOptions, sys.argv[1:] if argv is None else argv, "val.py", "Evaluate a checkpoint by COCO mAP.")
+    dist.refuse("val.py")
     check_imgsz(options.imgsz)
     precision = Precision(select_device(options.device), options.amp)
     model, content = load_model(options.weights, precision.device)
     config = load_data_config(
         options.data or content["data"], options.single_cls or content["single_cls"], options.download
     )
-    if config.nc != len(content["names"]):
-        raise UserError(
-            f"{config.file}: has {config.nc} classes, {options.weights} was trained on {len(content['names'])}"
-        )
+    for line in compare_names(config, content["names"], options.weights):
+        print(line)
     splits = read_splits(config, [options.task], options.project, options.check == "full", options.skip_bad)
     index = splits.indices[options.task]
     for line in splits.lines():
         print(line)
     hyp = Hyp.from_dict(content["hyp"])
     imgsz = options.imgsz or content["imgsz"]
+    print(f"data         {config.file}: {options.task}, {many(len(index), 'image')}, {many(config.nc, 'class')}")
+    print(f"image size   {imgsz}")
+    print(f"model        {model.config.name}, epoch {_epoch(content)}; {options.weights}")
     dataset = DetectionDataset(index, imgsz, hyp, seed=0, epochs=1, augment=False, rect=True, stride=MAX_STRIDE)
     workers = options.workers if options.workers >= 0 else default_workers(precision.device)
     pin = precision.device.type == "cuda"

@@ -40,6 +40,9 @@ def test_sources_that_are_not_there(images, tmp_path):
     (tmp_path / "notes.md").write_text("words")
     with pytest.raises(UserError, match="no image or video in it"):
         detect.find_files(str(tmp_path))
+    (tmp_path / "list.txt").write_text(f"{images}\n{images}/99.png\n")
+    with pytest.raises(UserError, match=r"99\.png \(named in .*/list\.txt\): no such file"):
+        detect.find_files(str(tmp_path / "list.txt"))
 
 
 def test_writes_pictures_labels_json_and_crops(tiny_run, images, tmp_path, capsys):
@@ -101,3 +104,11 @@ def test_a_broken_image_is_named_and_left_out(tiny_run, images, tmp_path, capsys
     out = run(tiny_run, folder, tmp_path / "out")
     assert [path.name for path in out.glob("*.*")] == ["b.png"]
     assert "a.jpg: not an image" in capsys.readouterr().err
+
+
+def test_nothing_that_can_be_read_is_an_error(tiny_run, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"<html>not found</html>")
+    with pytest.raises(UserError, match="none of 1 file could be read"):
+        run(tiny_run, folder, tmp_path / "out")

@@ -204,6 +204,34 @@ def test_processes_that_accumulate_have_the_same_weights(tiny_data: Path, tmp_pa
     assert main == other and (main["steps"], main["accumulate"]) == (4, 2)
 
 
+LEFT = """
+import json, os, sys
+import torch
+from utils import dist
+from utils.errors import UserError
+
+dist.start(torch.device("cpu"))
+dist.barrier()
+said = []
+if dist.rank() == 0:
+    try:
+        with dist.among_others():
+            while True:
+                CALL
+    except UserError as error:
+        said = [str(error), type(error.__cause__).__name__]
+print(json.dumps(said), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("call", ["dist.mean(torch.ones(2))", "dist.any_process(True)", "dist.barrier()"])
+def test_who_is_left_alone_ends_in_a_line(call: str) -> None:
+    main, _ = run_pair(LEFT.replace("CALL", call))
+    assert main[0] == "process 0 ends, since another process of this training has ended"
+    assert main[1] != "UserError"
+
+
 def test_a_batch_without_boxes_leaves_no_parameter_without_a_gradient() -> None:
     """`wrap` counts on it: a process that waited for a missing gradient would wait for ever."""
     model = YOLO(ModelConfig("n", 3))

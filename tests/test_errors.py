@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from utils.errors import (
     EXIT_DIVERGED,
     EXIT_STOPPED,
     EXIT_USAGE,
+    Forgiving,
     TrainingDiverged,
     UserError,
     many,
@@ -170,6 +173,54 @@ def test_without_a_stdout_the_work_is_done_unheard(monkeypatch: pytest.MonkeyPat
     run_cli(work)
     sys.stdout.close()
     assert done == [False]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux's")
+@pytest.mark.parametrize("full", ["stdout", "both"])
+def test_a_full_disk_under_the_log_ends_no_run(full: str) -> None:
+    program = """
+import sys
+from utils.errors import UserError, run_cli
+def main():
+    for i in range(3000):
+        print("an epoch", i, flush=i % 2 == 0)
+    raise UserError("the end")
+run_cli(main)
+"""
+    with open("/dev/full", "wb") as disk:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=Path(__file__).parents[1],
+            stdout=disk,
+            stderr=disk if full == "both" else subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+            timeout=60,
+        )
+    assert done.returncode == 2
+    if full == "stdout":
+        warning, *last = done.stderr.decode().splitlines()
+        assert warning.startswith("warning: the output can't be written (No space left") and last == ["error: the end"]
+
+
+def test_a_log_is_written_again_once_there_is_room(capsys: pytest.CaptureFixture[str]) -> None:
+    class Disk(io.RawIOBase):
+        full, kept = True, b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            if Disk.full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            Disk.kept += bytes(data)
+            return len(data)
+
+    stream = Forgiving(io.TextIOWrapper(io.BufferedWriter(Disk())))
+    for i in range(2000):
+        print("epoch", i, file=stream, flush=True)
+    Disk.full = False
+    print("the last epoch", file=stream, flush=True)
+    assert Disk.kept.endswith(b"the last epoch\n") and capsys.readouterr().err.count("\n") == 1
 
 
 def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

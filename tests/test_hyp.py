@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.errors import UserError
-from utils.hyp import KEYS, PRESETS, Hyp, describe, hyp_markdown, hyp_table, load_hyp
+from utils.hyp import KEYS, PRESETS, Hyp, describe, doubts, hyp_markdown, hyp_table, load_hyp
 
 CLASSIC = {  # the recipe as YOLOv5 and YOLOv7 users know it
     **{"optimizer": "SGD", "lr0": 0.01, "lrf": 0.1, "momentum": 0.937, "weight_decay": 0.0005, "nominal_batch": 64},
@@ -127,16 +127,42 @@ def test_the_ends_of_a_range_that_belong_to_it(tmp_path: Path, end: str) -> None
 
 
 def test_all_faults_of_file_and_overrides_at_once(tmp_path: Path) -> None:
-    text = "lr0: abc\nlrf: 0.1\nwarmup_epoch: 3\nlrf: 0.2\nobj: 1.0\nepochs: 3\n"
+    text = "lr0: abc\nlrf: 0.1\nwarmup_epoch: 3\nlrf: 0.2\nnbs: 64\nepochs: 3\n"
     assert refusal(tmp_path, text, "momentum=2", "lr0").splitlines()[1:] == [
         "  my.yaml:1: lr0: 'abc' is not a number; allowed: a number in (0, 10]",
         "  my.yaml:3: warmup_epoch: unknown key; did you mean 'warmup_epochs'?",
         "  my.yaml:4: lrf: given twice, first in line 2",
-        "  my.yaml:5: obj: not a key here: there is no objectness branch: the class scores are the confidence",
+        "  my.yaml:5: nbs: not a key here: write nominal_batch, where 0 means an optimizer step every batch",
         "  my.yaml:6: epochs: not a hyper-parameter but a flag: --epochs",
         "  --set momentum=2: 2.0 is out of range; allowed: a number in [0, 1)",
         "  --set lr0: write KEY=VALUE, such as --set lr0=0.02",
     ]
+
+
+def test_a_recipe_of_another_trainer_is_named_once(tmp_path: Path) -> None:
+    """Its other keys are known, and their values are for another optimizer and loss."""
+    lines = refusal(tmp_path, "lr0: 0.01\nbox: 0.05\nobj: 1.0\nanchor_t: 4.0\n").splitlines()
+    assert [line.split(": ")[1] for line in lines[1:3]] == ["obj", "anchor_t"] and len(lines) == 4
+    assert "--hyp yolov7" in lines[3] and (PRESETS / "yolov7.yaml").is_file()
+    assert "--hyp yolov7" not in refusal(tmp_path, "copy_paste: 0.0\nlearning_rate: 0.1\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "high"),
+    [
+        ("lr0: 0.01", True),
+        ("lr0: 0.01\noptimizer: Adam", True),
+        ("lr0: 0.01\noptimizer: SGD", False),
+        ("lrf: 1", False),
+    ],
+)
+def test_an_lr0_for_another_optimizer_is_doubted(tmp_path: Path, text: str, high: bool) -> None:
+    found = doubts(read(tmp_path, text))
+    assert len(found) == high and all(word in line for line in found for word in ("lr0 0.01", "0.002", "SGD"))
+
+
+def test_no_preset_is_doubted() -> None:
+    assert [path.stem for path in PRESETS.glob("*.yaml") if doubts(load_hyp(path.stem))] == []
 
 
 @pytest.mark.parametrize("key", FOREIGN.split())

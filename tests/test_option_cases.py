@@ -576,13 +576,14 @@ def test_a_state_whose_content_was_changed(case: tuple[Any, ...], refused: Calla
     ("epoch", "line", "phrases"),
     [
         (1, "--seed 5", ("--seed 5: this run has 0", "leave --seed out")),
+        (1, "--set lr0=0.1 lrf=0.2", ("--set lr0=0.1 lrf=0.2: this run has none, and",)),
         (1, "--epochs 9", ("--epochs 9: this run has 3", "a resumed run is the same run")),
         (1, "--batch 8", ("--batch-size 8: this run has 16",)),
         (1, "--hyp yolov7", ("--hyp yolov7: this run has hyp/default.yaml",)),
         (1, "--set lr0=0.1", ("--set",)),
         (1, "--weights misfit.pt", ("--weights misfit.pt: this run has",)),
-        (1, "--exist-ok", ("--exist-ok True: this run has False",)),
-        (1, "--linear-lr", ("--linear-lr True: this run has False",)),
+        (1, "--exist-ok", ("--exist-ok: this run is without it",)),
+        (1, "--linear-lr", ("--linear-lr: this run is without it",)),
         (1, "--extend tail --epochs 9", ("this run is at epoch 1 of 3; --resume finishes it",)),
     ],
 )

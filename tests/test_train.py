@@ -181,7 +181,7 @@ def test_resuming_a_run_that_is_over_explains_the_ways_on_with_numbers(tiny_data
     [
         (["--epochs", "9"], "--epochs 9: this run has 3"),
         (["--batch", "2"], "--batch-size 2: this run has 4"),
-        (["--linear-lr"], "--linear-lr True: this run has False"),
+        (["--linear-lr"], "--linear-lr: this run is without it"),
         (["--epochs", "9", "--extend", "tail"], "is at epoch 1 of 3; --resume finishes it"),
     ],
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,6 +113,39 @@ def test_other_classes_are_refused(tiny_run, tiny_data, tmp_path):
     other.write_text("train: images/train\nval: images/val\nnames: [square, bar, disc]\n")
     with pytest.raises(UserError, match="has 3 classes, .* was trained on 2"):
         evaluate(tiny_run, tmp_path, "--data", str(other))
+
+
+@pytest.mark.parametrize(
+    ("names", "warning"),
+    [
+        (("square", "bar"), ""),
+        (("Square", "bar"), "class 0 is 'Square' here, 'square' in best.pt: is it"),
+        (("box", "rod"), "class 0 is 'box' here, 'square' in best.pt, and so on for 2 classes: is it"),
+    ],
+)
+def test_classes_of_other_names_are_said(names: tuple[str, ...], warning: str) -> None:
+    found = val.compare_names(SimpleNamespace(file="a.yaml", nc=2, names=names), ["square", "bar"], "best.pt")
+    assert len(found) == bool(warning) and all(warning in line for line in found)
+
+
+def test_classes_in_another_order_are_refused(tiny_run, tiny_data, tmp_path):
+    other = tiny_data.with_name("turned.yaml")
+    other.write_text("train: images/train\nval: images/val\nnames: [bar, square]\n")
+    with pytest.raises(UserError, match="another order than those of the model: class 0 is 'bar' here, 'square' in"):
+        evaluate(tiny_run, tmp_path, "--data", str(other))
+
+
+def test_says_what_is_evaluated(tiny_run, tiny_data, tmp_path, capsys):
+    evaluate(tiny_run, tmp_path)
+    out = capsys.readouterr().out
+    assert f"{tiny_data}: val, 4 images, 2 classes" in out and "image size   64" in out
+    assert re.search(r"yolo-n, epoch \d+; .*best\.pt", out)
+
+
+def test_several_processes_are_refused(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"val\.py is one process: start it as python val\.py"):
+        evaluate(tiny_run, tmp_path)
 
 
 def test_json_is_readable_and_in_original_pixels(tiny_run, tmp_path):

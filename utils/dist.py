@@ -6,6 +6,8 @@ import contextlib
 import datetime
 import functools
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +15,11 @@ import torch.distributed as torch_dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.errors import UserError
+
 PATIENCE = datetime.timedelta(days=1)
+# What gloo, NCCL and torch's store say where another process is no longer there.
+GONE = re.compile(r"closed by peer|reset by peer|broken pipe|connection refused|ncclRemoteError|TCPStore", re.I)
 
 
 def rank() -> int:
@@ -51,10 +57,31 @@ def launcher() -> str:
     return f"torchrun{several} --nproc-per-node {local_world_size()}"
 
 
+def refuse(program: str) -> None:
+    """Raise the `UserError` of a program that several processes would each do the whole of."""
+    if world_size() > 1:
+        raise UserError(f"{program} is one process: start it as python {program}, without torchrun")
+
+
 def start(device: torch.device) -> None:
     """Join the process group that `torchrun` announced; nothing to do in a single process."""
     if world_size() > 1 and not torch_dist.is_initialized():
         torch_dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+@contextlib.contextmanager
+def among_others() -> Iterator[None]:
+    """Say in a line that another process of the training has ended: what ended it is said by that one.
+
+    Raises:
+        UserError: another is gone, in place of what torch raises then.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not GONE.search(str(error)):
+            raise
+        raise UserError(f"process {rank()} ends, since another process of this training has ended") from error
 
 
 def stop() -> None:

@@ -9,7 +9,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 MAX_PATH, MAX_FILE_NAME = 4095, 255  # bytes, as Linux has it; other systems allow less
 LINE = 2000  # characters of a line of a message at most
@@ -48,12 +48,13 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean '{lower[near[0]]}'?" if near else ""
 
 
-def refuse(faults: list[str], source: str) -> None:
-    """Raise all faults of `source` in one `UserError`, a line each; without faults do nothing."""
-    if len(faults) == 1:
-        raise UserError(faults[0])
+def refuse(faults: list[str], source: str, hint: str = "") -> None:
+    """Raise all faults of `source` in one `UserError`, a line each, and then `hint`; without faults do nothing."""
+    lines = [*faults, hint] if hint else faults
+    if len(faults) > 1:
+        lines = [f"{len(faults)} faults in {source}:", *lines]
     if faults:
-        raise UserError("\n  ".join([f"{len(faults)} faults in {source}:", *faults]))
+        raise UserError("\n  ".join(lines))
 
 
 def text_fault(text: str) -> str:
@@ -95,11 +96,13 @@ def run_cli(main: Callable[[], None]) -> None:
     """Run an entry point; a `UserError` becomes its message on stderr and its exit code, without a traceback.
 
     So does `Stopped`. Where stdout was closed (`| head`), it ends without words, as other programs do. Exit 141.
-    What a terminal has no character for is shown as `?`; without any stdout (`>&-`) the program does its work unheard.
+    What a terminal has no character for is shown as `?`; without any stdout (`>&-`) the program does its work unheard,
+    as it does while the disk of its log is full.
     """
     sys.stdout, sys.stderr = _forgiving(sys.stdout), _forgiving(sys.stderr)
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:  # its lines are ours, what stands in them may be anybody's
         lines = [printable(line[:LINE]) + "…" * (len(line) > LINE) for line in str(error).split("\n")]
         _end("error: " + "\n".join(lines), error.exit_code)
@@ -119,7 +122,37 @@ def _forgiving(stream: TextIO | None) -> TextIO:
         return open(os.devnull, "w")
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")
-    return stream
+    return Forgiving(stream)  # type: ignore[return-value]
+
+
+class Forgiving:
+    """A stream on which an error of the device, such as a full disk, ends no run; said once. A closed pipe still does.
+
+    What can't be written is lost; what comes once it can be, is written.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._said = stream, False
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, do: Callable[..., Any], *given: Any) -> None:
+        try:
+            do(*given)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if not self._said:
+                self._said = True
+                tell(sys.stderr, f"warning: the output can't be written ({error.strerror}); this goes on without it\n")
 
 
 def _end(words: str, code: int) -> NoReturn:

@@ -46,6 +46,13 @@ _GONE = {
     "lr": "write lr0: the learning rate at the start",
     "warmup_iters": "write warmup_epochs, which may be a fraction such as 0.5",
 }
+# What only recipes of YOLOv5 and YOLOv7 have. Their other keys are ours too, with values for another optimizer.
+_CLASSIC = ("obj", "obj_pw", "cls_pw", "anchor_t", "iou_t", "fl_gamma", "loss_ota", "paste_in")
+_RECIPE = (
+    "it looks like a recipe of YOLOv5 or YOLOv7: --hyp yolov7 is theirs with the loss gains that fit here; "
+    "what you changed in yours goes on top, by --set KEY=VALUE"
+)
+HIGH_LR0 = 0.005  # of Adam and AdamW; see benchmarks/RESULTS.md
 _FLAGS = (
     *("weights", "cfg", "data", "epochs", "imgsz", "device", "workers", "cache", "rect", "single_cls", "patience"),
     *("freeze", "save_period", "val_period", "sync_bn", "seed", "amp", "project", "name", "exist_ok", "resume"),
@@ -183,7 +190,8 @@ def load_hyp(path_or_name: str, overrides: list[str] | None = None, flags: Mappi
             for flag, (name, value) in said.items()
             if name in values and values[name] != value
         ]
-    refuse(faults + override_faults + flag_faults, shown if faults else "the command line")
+    foreign = sum(name in _CLASSIC for name in lines) > 1
+    refuse(faults + override_faults + flag_faults, shown if faults else "the command line", _RECIPE if foreign else "")
     hyp = values | changes | dict(said.values())
     if hyp.get("schedule") == CUSTOM and "--schedule" not in flags:
         raise UserError(f"{shown}: schedule: {CUSTOM}: needs its function: --schedule my_module:my_factor")
@@ -191,6 +199,14 @@ def load_hyp(path_or_name: str, overrides: list[str] | None = None, flags: Mappi
         return Hyp(**hyp)
     except UserError as error:  # every value is allowed by itself, so this is two that contradict each other
         raise UserError(f"{shown}{' with the command line' if changes or said else ''}: {error}") from None
+
+
+def doubts(hyp: Hyp) -> list[str]:
+    """Say which values are allowed and yet look as if they were meant for another optimizer."""
+    if hyp.optimizer == "SGD" or hyp.lr0 <= HIGH_LR0:
+        return []
+    usual = f"{default_of('lr0'):g} is usual; recipes of YOLOv5 and YOLOv7 are for optimizer: SGD"
+    return [f"lr0 {hyp.lr0:g} is high for {hyp.optimizer}: {usual}"]
 
 
 def _read_flags(flags: Mapping[str, str]) -> tuple[dict[str, tuple[str, Any]], list[str]]:

@@ -87,10 +87,11 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
     over = is_over(content, saved)
     for name in sorted(options.explicit - free):
         if getattr(options, name) != getattr(saved, name) and not (over and name == "epochs"):
-            flag = f"--{name.replace('_', '-')}"
+            given, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+            has = f"{flag} {_words(given)}: this run has {_words(getattr(saved, name))}"
             raise UserError(
-                f"{flag} {getattr(options, name)}: this run has {getattr(saved, name)}, and a resumed run is the same "
-                f"run; leave {flag} out, or start a new one from it: --weights {path}"
+                f"{f'{flag}: this run is without it' if given is True else has}, and a resumed run is the same run; "
+                f"leave {flag} out, or start a new one from it: --weights {path}"
             )
     done = content["state"]["progress"]["epoch"]
     if bool(over) != bool(options.extend) or (options.extend and options.epochs <= done):
@@ -99,6 +100,12 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
         origin = replace(origin, course=course.extend(done, options.epochs, options.extend))
     given = {name: getattr(options, name) for name in options.explicit & free - {"project", "force"}}
     return replace(replace(saved, extend=""), **given, explicit=saved.explicit | {"cfg"}), origin
+
+
+def _words(value: object) -> str:
+    """An option's value as it is typed."""
+    text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text or "none"
 
 
 def is_over(content: dict[str, Any], saved: TrainOptions) -> str:
