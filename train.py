@@ -28,6 +28,7 @@ from data.config import DataConfig, load_data_config
 from data.dataset import DetectionDataset
 from data.index import Index
 from data.loader import Batch, Loader, default_workers, multi_scale_size, resize_batch
+from data.processes import cores
 from data.splits import Splits, read_splits
 from models.build import build_model, check_request, rebuild_model
 from models.loss import DetectionLoss, LossTerms
@@ -58,7 +59,7 @@ from utils.optim import (
 )
 from utils.options import TrainOptions, parse
 from utils.plots import plot_images, plot_labels, plot_lr, plot_lr_find, plot_results
-from utils.profiler import phase, profile_steps
+from utils.profiler import WARM_UP, phase, profile_steps
 from utils.resume import Origin, go_on, start_anew
 from utils.rundir import RunDir, RunLock, check_place, new_run, resolve_resume
 from utils.schedule import LearningRate, LRCurve, Schedule, describe_curve, group_rates, lr_curve
@@ -335,6 +336,8 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
     classes = many(config.nc, "class")
     say(f"data         {config.file}: {classes}, {len(train)} training and {len(val)} validation images")
     say(f"image size   {imgsz}{chosen}; image cache {cache or 'off'}; {many(workers, 'loader worker')}")
+    if workers * dist.local_world_size() > cores():
+        say(f"warning: {many(workers, 'worker')} a process: more than the {many(cores(), 'core')} of this machine")
     return Data(config, splits, imgsz, train, val, loader, val_loader)
 
 
@@ -597,7 +600,8 @@ def profile_run(training: Training, options: TrainOptions) -> None:
             update(training)
         return images
 
-    folder = side_folder(options, "profile")
+    folder, steps = side_folder(options, "profile"), options.profile
+    say(f"profile      {WARM_UP} steps to warm up, then {steps} that are timed and {steps} that are recorded")
     for line in profile_steps(step, options.profile, folder, training.precision.device):
         say(line)
     say(f"profile      in {folder}: profile.txt, and trace.json for chrome://tracing; no run begun")

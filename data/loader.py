@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -228,7 +230,8 @@ class Loader:
             return
         if self._next != (epoch, start_batch):
             self._onward.begin = epoch, start_batch
-            with signals.deferred():  # workers that are half started could not be ended by `close`
+            # Workers that are half started could not be ended by `close`.
+            with signals.deferred(), _no_word_on_workers():
                 self._batches = iter(self._torch_loader)
         for number in range(start_batch, len(self._plan)):
             self._next = None  # unknown, should this be the last that is heard of them
@@ -254,19 +257,28 @@ class Loader:
         # Forking takes milliseconds and shares the index; spawned workers would import torch for seconds each. It is
         # safe beside CUDA and OpenMP as long as the child touches neither: it only runs NumPy and OpenCV, without
         # threads, and torch on the CPU with one thread. Elsewhere the platform's own way is used: all of this pickles.
-        return DataLoader(
-            self._source,
-            batch_size=None,  # an item of the source is a whole batch
-            sampler=self._onward,
-            num_workers=self._workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin_memory,
-            worker_init_fn=_init_worker,
-            multiprocessing_context="fork" if FORKS else None,
-            generator=torch.Generator(),  # else each epoch would draw from torch's global generator
-            prefetch_factor=PREFETCH,
-            persistent_workers=True,
-        )
+        with _no_word_on_workers():
+            return DataLoader(
+                self._source,
+                batch_size=None,  # an item of the source is a whole batch
+                sampler=self._onward,
+                num_workers=self._workers,
+                collate_fn=_as_it_is,
+                pin_memory=pin_memory,
+                worker_init_fn=_init_worker,
+                multiprocessing_context="fork" if FORKS else None,
+                generator=torch.Generator(),  # else each epoch would draw from torch's global generator
+                prefetch_factor=PREFETCH,
+                persistent_workers=True,
+            )
+
+
+@contextlib.contextmanager
+def _no_word_on_workers() -> Iterator[None]:
+    """Without torch's paragraph on workers beyond the cores: the trainer says it in a line."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
 
 
 class _BatchSource(Dataset[Batch]):

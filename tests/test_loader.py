@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import subprocess
@@ -21,6 +22,7 @@ from data import dataset as dataset_module
 from data import loader as loader_module
 from data.dataset import DetectionDataset, Sample, SampleKey
 from data.loader import PREFETCH, Batch, Loader, Plan, collate, default_workers, multi_scale_size, resize_batch
+from data.processes import cores
 from tests.test_dataset import ALL, Labelled
 from tests.test_device import check_that_memory_is_kept
 from utils import signals
@@ -315,6 +317,12 @@ def test_workers_run_one_thread_outside_of_the_trainers_process_group() -> None:
     opencv, threads, pid, group = batch.classes[0].tolist()
     assert opencv == threads == 1
     assert pid != os.getpid() and group == pid
+
+
+def test_more_workers_than_cores_are_no_matter_for_torch(index: Labelled) -> None:
+    """Its warning, an error here, is of several lines; the trainer says it in one."""
+    with contextlib.closing(loader(dataset(index, augment=False), workers=cores() + 1)) as source:
+        assert sum(map(len, source.epoch(0))) == len(index)
 
 
 def test_close_ends_the_workers(index: Labelled) -> None:

@@ -231,6 +231,13 @@ def test_a_run_that_stopped_early_is_extended_and_is_patient_anew(tiny_data, tmp
     assert len(rows(folder)) == 6
 
 
+@pytest.mark.parametrize(("workers", "said"), [(0, False), (1024, True)])
+def test_workers_beyond_the_cores_are_said(workers: int, said: bool, tiny_data, tmp_path, capsys):
+    flags = ["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--plan", "--workers", str(workers)]
+    train.main(flags)
+    assert ("warning: 1,024 workers a process: " in capsys.readouterr().out) == said
+
+
 def test_a_plan_says_and_draws_what_the_run_then_does_and_trains_nothing(tiny_data, tmp_path, capsys):
     flags = ["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--epochs", "3", "--hyp", "yolov7"]
     flags += ["--set", "lr_scale=backbone:0.5", "nominal_batch=8", "lr_batch_rule=sqrt", "--freeze", "1"]
