@@ -28,7 +28,7 @@ from utils.errors import UserError, many, printable, run_cli, suggest
 from utils.metrics import Detections, detections_to_coco
 from utils.options import DetectOptions, parse
 from utils.plots import draw_boxes
-from utils.rundir import RunDir, new_run
+from utils.rundir import RunDir, distinct, new_run
 from val import load_model, to_original_boxes, yolo_rows
 
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -39,18 +39,19 @@ VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wm
 class Frame:
     """One picture of the source.
 
-    image: uint8 `[H, W, 3]`, RGB.  file: where it comes from.  number: of the frame in a video (from 1), else 0.
-    fps: frames a second of the video, else 0.
+    image: uint8 `[H, W, 3]`, RGB.  file: where it comes from.  stem: how what is written of that file is called.
+    number: of the frame in a video (from 1), else 0.  fps: frames a second of the video, else 0.
     """
 
     image: np.ndarray
     file: Path
+    stem: str
     number: int = 0
     fps: float = 0.0
 
     @property
     def name(self) -> str:
-        return f"{self.file.stem}_{self.number}" if self.number else self.file.stem
+        return f"{self.stem}_{self.number}" if self.number else self.stem
 
 
 def find_files(source: str, where: str = "") -> list[Path]:
@@ -95,19 +96,19 @@ def _read_list(path: Path) -> list[str]:
 
 def read_frames(files: list[Path], stride: int) -> Iterator[Frame]:
     """Read images, and every `stride`-th frame of videos, one at a time."""
-    for file in files:
+    for file, stem in zip(files, distinct([file.stem for file in files]), strict=True):
         if file.suffix.lower() in VIDEOS:
-            yield from _video_frames(file, stride)
+            yield from _video_frames(file, stem, stride)
             continue
         try:
             image = read_image(file, decode)
         except UserError as error:
             print(f"warning: {printable(str(error))}; left out", file=sys.stderr)
             continue
-        yield Frame(image, file)
+        yield Frame(image, file, stem)
 
 
-def _video_frames(file: Path, stride: int) -> Iterator[Frame]:
+def _video_frames(file: Path, stem: str, stride: int) -> Iterator[Frame]:
     video = cv2.VideoCapture(str(file), cv2.CAP_FFMPEG)  # other readers take a name for a camera or a pipeline
     fps = (video.get(cv2.CAP_PROP_FPS) or 25.0) / stride
     number = 0
@@ -116,7 +117,7 @@ def _video_frames(file: Path, stride: int) -> Iterator[Frame]:
         if (number - 1) % stride == 0:
             got, image = video.retrieve()
             if got:
-                yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), file, number, fps)
+                yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), file, stem, number, fps)
     video.release()
     if number == 0:
         print(f"warning: {printable(str(file))}: not a video that OpenCV can decode; left out", file=sys.stderr)
@@ -139,11 +140,11 @@ def detect_frame(
         iou=options.iou_thres,
         max_det=options.max_det,
         agnostic=options.agnostic_nms,
+        classes=options.classes,
     ).split()[0]
     way = (small.shape[1] / width, small.shape[0] / height, left, top)
     boxes = to_original_boxes(found.boxes, way, (width, height))
-    result = Detections(np.zeros(len(boxes), np.int64), *(_array(x) for x in (boxes, found.scores, found.classes)))
-    return result.take(np.isin(result.classes, options.classes)) if options.classes else result
+    return Detections(np.zeros(len(boxes), np.int64), *(_array(x) for x in (boxes, found.scores, found.classes)))
 
 
 def _array(x: Tensor) -> np.ndarray:
@@ -192,11 +193,11 @@ class Writer:
         if frame.number:
             self._video(frame, picture).write(picture)
         else:
-            write_image(self.folder / frame.file.name, picture)
+            write_image(self.folder / f"{frame.stem}{frame.file.suffix}", picture)
 
     def _video(self, frame: Frame, picture: np.ndarray) -> cv2.VideoWriter:
         if frame.file not in self.videos:
-            target, codec = self.folder / f"{frame.file.stem}.mp4", cv2.VideoWriter_fourcc(*"mp4v")
+            target, codec = self.folder / f"{frame.stem}.mp4", cv2.VideoWriter_fourcc(*"mp4v")
             writer = cv2.VideoWriter(str(target), codec, frame.fps, picture.shape[1::-1])
             if not writer.isOpened():
                 raise UserError(f"{target}: this OpenCV can't write mp4 videos; --nosave with --save-txt writes text")
@@ -245,6 +246,8 @@ def main(argv: list[str] | None = None) -> None:
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
         raise UserError(f"--classes {max(options.classes)}: the model has {many(len(names), 'class')}: {listed}")
     imgsz = options.imgsz or -(-content["imgsz"] // MAX_STRIDE) * MAX_STRIDE
+    if again := len(files) - len({file.stem for file in files}):
+        print(f"warning: {many(again, 'file')} called as another: _2, _3, … is added to what is written of them")
     run, frames = new_run(options.project, options.name, options.exist_ok), 0
     with ExitStack() as stack:
         writer = Writer(run, options, names, stack)

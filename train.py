@@ -42,7 +42,7 @@ from utils.errors import Stopped, TrainingDiverged, UserError, many, run_cli
 from utils.fingerprint import check_same_run, fingerprint
 from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only
 from utils.hyp import Hyp, doubts, hyp_table
-from utils.keeper import Keeper
+from utils.keeper import Keeper, on_disk
 from utils.loggers import Logger, Progress, build_loggers
 from utils.lr_finder import describe, range_test, suggest, write_csv
 from utils.metrics import fitness
@@ -63,7 +63,7 @@ from utils.profiler import WARM_UP, phase, profile_steps
 from utils.resume import Origin, go_on, start_anew
 from utils.rundir import RunDir, RunLock, check_place, new_run, resolve_resume
 from utils.schedule import LearningRate, LRCurve, Schedule, describe_curve, group_rates, lr_curve
-from utils.stopping import EarlyStopping
+from utils.stopping import EarlyStopping, is_evaluated
 from utils.telemetry import Telemetry
 from val import DetectSettings, Evaluation, evaluate, load_model, print_scores, save_pictures
 
@@ -141,14 +141,15 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
             training.lr.apply(state.step)
             update(training)
             state.step, state.batch = state.step + 1, number + 1
-            training.keeper.after_step()
         facts = {**mean_losses(state, loss), "lr": plain_lr(training.optimizer)}
         progress.update(facts, len(batch) * dist.world_size())
+        if last:
+            training.keeper.after_step()
     training.guard.end_epoch(state.means, state.epoch)
 
 
 def mean_losses(state: TrainState, last: LossTerms) -> dict[str, Tensor]:
-    """The epoch's mean losses so far, in this process; those of its first batch while no step is done."""
+    """The epoch's mean losses so far; those of its first batch while no step is done."""
     total = state.means.get("loss")
     return dict(zip(("box", "cls", "dfl"), last.parts if total is None else total[:3] / total[3], strict=True))
 
@@ -190,12 +191,12 @@ def update(training: Training) -> None:
 
 
 def take_losses(state: TrainState) -> dict[str, float]:
-    """Return the epoch's mean losses over all processes.
+    """Return the epoch's mean losses.
 
     Raises:
         TrainingDiverged: they are not finite.
     """
-    total = dist.mean(state.means["loss"].clone())
+    total = state.means["loss"]
     box, cls, dfl = (total[:3] / total[3]).tolist()
     if not torch.isfinite(total).all():
         raise TrainingDiverged(
@@ -228,7 +229,8 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
         taken = training.telemetry.take(dict(state.means))  # a stop in the evaluation saves them
         row: dict[str, Any] = {"time": state.seconds, **take_losses(state), **taken}
         better, last = False, epoch + 1 == options.epochs
-        if dist.is_main() and should_evaluate(options, epoch + 1):
+        evaluated = dist.is_main() and is_evaluated(epoch + 1, options.epochs, options.val_period, options.noval)
+        if evaluated:
             with signals.interruptible():
                 evaluation = evaluate_ema(training, data, settings)
             row |= evaluation.row()
@@ -236,11 +238,13 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
             print(score_line(evaluation, better), flush=True)
         end_epoch(training)
         row |= {f"lr/{name}": value for name, value in training.lr.current().items()}
-        stop = dist.from_main(training.stopping.should_stop(epoch))
+        stop = dist.from_main(evaluated and training.stopping.should_stop(epoch))
         if dist.is_main():
             for logger in output.loggers:
                 logger.log(state.epoch, finite_only(row))
             save(training, output, options, better, last or stop)
+            if last or stop:
+                recovery.forget()
         if stop and not last:
             best = training.stopping.best_epoch + 1
             say(f"stopped: no better {hyp.fitness} for {many(options.patience, 'epoch')} (best: epoch {best})")
@@ -261,11 +265,6 @@ def build_recovery(training: Training, output: Output | None, options: TrainOpti
 
     path = dist.from_main(output.run.weights / "rollback.pt" if output is not None else None)
     return Rollback(training.guard, training.lr.scheduler, path, save_here, load_here, say)
-
-
-def should_evaluate(options: TrainOptions, epochs_done: int) -> bool:
-    due = not options.noval and epochs_done % options.val_period == 0
-    return due or epochs_done == options.epochs
 
 
 def evaluate_ema(training: Training, data: Data, settings: DetectSettings) -> Evaluation:
@@ -478,7 +477,7 @@ def open_output(
 
 
 def run_fingerprint(data: Data, training: Training) -> dict[str, Any]:
-    read = {"train": data.train.digest, "val": data.val.digest, "imgsz": data.imgsz}
+    read = {"train": data.train.digest, "val": data.val.digest, "files": data.train.stored(), "imgsz": data.imgsz}
     return fingerprint(read, training.precision.device, training.precision.description, dist.world_size())
 
 
@@ -502,8 +501,16 @@ def build_keeper(training: Training, output: Output | None, options: TrainOption
     return keeper
 
 
-def draw_start(run: RunDir, data: Data) -> None:
-    """Draw what is known before training: the labels, and the first three batches as the model sees them."""
+def draw_start(training: Training, curve: LRCurve, data: Data, run: RunDir, anew: bool) -> None:
+    """Draw what is known before training: the lr; of a new run the labels, and three batches as the model sees them."""
+    with signals.interruptible():
+        plot_lr(curve, run.path / "lr.png", training.state.step)
+        if anew:
+            draw_data(data, run)
+
+
+def draw_data(data: Data, run: RunDir) -> None:
+    """Draw the labels, and the first three batches as the model sees them."""
     names, train = data.config.names, data.train
     plot_labels(train.classes, train.boxes, train.sizes, train.offsets, names, run.path / "labels.png")
     for number, batch in zip(range(3), data.train_loader.epoch(0), strict=False):
@@ -557,7 +564,7 @@ def restore(training: Training, data: Data, options: TrainOptions, origin: Origi
         epochs = f"from {state.epoch} to {origin.course.epochs} epochs"
         say(f"extending    {origin.folder} {epochs} ({options.extend}): {jump}")
     else:
-        batch = f" and {state.batch} batches" if state.batch else ""
+        batch = f" and {many(state.batch, 'batch')}" if state.batch else ""
         say(f"resuming     {origin.folder} after epoch {state.epoch}{batch}")
 
 
@@ -575,6 +582,7 @@ def find_lr(training: Training, options: TrainOptions, hyp: Hyp) -> None:
     def step(_: int) -> Tensor:
         losses = [loss.parts.sum() for loss, _ in step_backward(training, batches)]
         update(training)
+        training.state.step += 1
         return dist.mean(torch.stack(losses).mean())
 
     bounds = (options.lr_find_from, options.lr_find_to, options.lr_find_steps)
@@ -598,6 +606,7 @@ def profile_run(training: Training, options: TrainOptions) -> None:
         lr.apply(training.state.step)
         with phase("update"):
             update(training)
+        training.state.step += 1  # of which some are looked at closely, as in training
         return images
 
     folder, steps = side_folder(options, "profile"), options.profile
@@ -647,6 +656,21 @@ def main(argv: list[str] | None = None) -> None:
         path = resolve_resume(options.resume, options.project)
         lock = RunLock(path.parents[1]) if dist.is_main() else None  # before the state is read
         options, origin = go_on(replace(options, resume=str(path)), path)
+    with on_disk(way_on(options, origin)):
+        build_and_run(options, origin, lock)
+    dist.stop()
+
+
+def way_on(options: TrainOptions, origin: Origin) -> str | None:
+    """The command that a resumed run goes on with if it is stopped before it is trained; None for a new run."""
+    if origin.content is None:
+        return None
+    longer = f" --epochs {options.epochs} --extend {options.extend}" if options.extend else ""
+    return f"{dist.launcher()} train.py --resume {origin.folder}{longer}"
+
+
+def build_and_run(options: TrainOptions, origin: Origin, lock: RunLock | None) -> None:
+    """Build all that a run is made of, and train, or do what takes the place of training."""
     if origin.folder is None:
         check_place(options.project, options.name, options.exist_ok)
     check_request(options.cfg, options.weights if origin.content is None else "", options.imgsz)
@@ -668,7 +692,6 @@ def main(argv: list[str] | None = None) -> None:
             profile_run(training, options)
         else:
             run(training, curve, data, options, origin, lock)
-    dist.stop()
 
 
 def run(
@@ -677,11 +700,9 @@ def run(
     """Train, and write the run folder."""
     output = open_output(options, origin, data, training, lock)
     training.keeper = build_keeper(training, output, options, origin.content is not None and not options.extend)
-    if dist.is_main() and not options.noplots:
-        plot_lr(curve, output.run.path / "lr.png", training.state.step)
-        if origin.content is None:
-            draw_start(output.run, data)
     with training.keeper:
+        if dist.is_main() and not options.noplots:
+            draw_start(training, curve, data, output.run, anew=origin.content is None)
         fit(training, data, output, options, origin.hyp)
     if dist.is_main():
         finish(training, data, output, options)

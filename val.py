@@ -43,7 +43,7 @@ from utils.metrics import (
 )
 from utils.options import ValOptions, parse
 from utils.plots import plot_confusion, plot_curves, plot_images
-from utils.rundir import RunDir, new_run
+from utils.rundir import RunDir, distinct, new_run
 
 
 @dataclass(frozen=True)
@@ -205,10 +205,15 @@ def save_detections(run: RunDir, options: ValOptions, evaluation: Evaluation, tr
     if options.save_txt:
         folder = run.path / "labels"
         folder.mkdir(exist_ok=True)
-        for i in range(len(truth)):
+        stems = [Path(truth.path(i)).stem for i in range(len(truth))]
+        for i, name in enumerate(distinct(stems)):
             one = evaluation.detections.take(evaluation.detections.image == i)
             rows = yolo_rows(one, tuple(truth.sizes[i].tolist()), options.save_conf)
-            (folder / f"{Path(truth.path(i)).stem}.txt").write_text(rows)
+            (folder / f"{name}.txt").write_text(rows)
+        if again := len(stems) - len(set(stems)):
+            print(
+                f"warning: {many(again, 'image')} called as another in another folder: _2, _3, … is added to the name"
+            )
 
 
 def yolo_rows(found: Detections, size: tuple[int, int], with_scores: bool) -> str:

@@ -78,7 +78,7 @@ def assign(
             own, predicted, outside = windows.index[part], boxes[part], windows.outside[part]
         outside = outside | (truth_classes[part] < 0)[..., None]
         overlap = pairwise_iou(truth_boxes[part], predicted).masked_fill_(outside, 0)
-        closeness = overlap.pow(beta)
+        closeness = overlap.pow(beta) if beta else (overlap > 0).float()  # 0 to the power of 0 would be 1
         classes = truth_classes[part].clamp(min=0)
         for (scores, topk), done in zip(branches, chunks, strict=True):
             alignment = _own_scores(scores[part], classes, own).pow_(alpha).mul_(closeness)

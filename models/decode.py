@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,8 +48,9 @@ def detect(
     iou: float = 0.7,
     max_det: int = 300,
     agnostic: bool = False,
+    classes: Sequence[int] = (),
 ) -> BatchDetections:
-    """Return each image's detections with a score above `conf`, at most `max_det`.
+    """Return each image's detections with a score above `conf`, at most `max_det`; only of `classes`, if any are given.
 
     Without `nms` the one-to-one branch answers, and points that a neighbour surpasses count for less; shapes are
     static, and no device is waited for. With it, the one-to-many branch answers, and boxes that overlap a better one of
@@ -57,10 +59,11 @@ def detect(
     """
     boxes = decode_boxes(predictions)
     if nms:
-        found = _best(boxes, predictions.logits.float().sigmoid(), MAX_CANDIDATES, conf)
+        scores = _only(classes, predictions.logits.float().sigmoid())
+        found = _best(boxes, scores, MAX_CANDIDATES, conf)
         return _suppress(found, iou, max_det, agnostic)
     scores = damp_neighbours(predictions.one_to_one.float().sigmoid(), predictions.shapes)
-    return _best(boxes, scores, max_det, conf)
+    return _best(boxes, _only(classes, scores), max_det, conf)
 
 
 def damp_neighbours(scores: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:
@@ -94,6 +97,14 @@ def _precedence(level: int, scores: Tensor) -> Tensor:
     """Factors `[H, W]`, all but 1, that differ within any 3×3 points of a level's `[…, H, W]`, and between levels."""
     y, x = (torch.arange(side, device=scores.device) % 3 for side in scores.shape[-2:])
     return 1 - ALIKE * (9 * level + 3 * y[:, None] + x)
+
+
+def _only(classes: Sequence[int], scores: Tensor) -> Tensor:
+    """Scores `[B, A, nc]`, those of other classes 0, which is above no threshold."""
+    if not classes:
+        return scores
+    wanted = torch.tensor([label in classes for label in range(scores.shape[2])], device=scores.device)
+    return torch.where(wanted, scores, 0.0)
 
 
 def _best(boxes: Tensor, scores: Tensor, most: int, conf: float) -> BatchDetections:

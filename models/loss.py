@@ -40,7 +40,8 @@ class DetectionLoss:
     """CIoU and distribution focal loss for the boxes, binary cross-entropy against soft targets for the classes.
 
     Each term is divided by the sum of the assignment's weights in the batch, and the total multiplied by the number
-    of images, as the YOLO recipes do: a learning rate keeps its meaning per image whatever the batch size.
+    of images, as the YOLO recipes do: without clipping (`clip_grad_norm`, which most steps reach) a learning rate
+    keeps its meaning per image whatever the batch size.
     """
 
     def __init__(self, hyp: LossWeights, nc: int) -> None:

@@ -406,7 +406,7 @@ def test_train_py_stays_a_contents_page():
     source = inspect.getsource(train.train_one_epoch)
     assert len(source.splitlines()) <= 60
     asked = [ast.unparse(node.test) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.If)]
-    assert asked == ["last"]
+    assert set(asked) == {"last"}
 
 
 def test_a_fine_tuned_run_goes_on_as_what_it_is(

@@ -91,7 +91,7 @@ class StepGuard:
 
         Args:
             means: gets the losses of the batches since the last step added to `loss` (`[4]`: box, cls and dfl times
-                images, images), if they are finite.
+                images, images; the mean over all processes), if they are finite.
             norm: of all gradients before clipping; scaled ones are to be unscaled before.
         """
         assert self._loss is not None
@@ -99,12 +99,14 @@ class StepGuard:
         finite = torch.isfinite(norm) & finite_loss
         for buffers in self._buffers:
             finite = finite & buffers.gather()
-        broken = dist.mean((~finite).float()) > 0
-        self.skipped = broken | (self.in_a_row >= MAX_SKIPPED_IN_A_ROW)
+        counted = torch.where(finite_loss, self._loss, 0.0)
+        # Over all processes, so that each has the same sums: a run that goes on from those of one loses nothing.
+        *_, broken = shared = dist.mean(torch.cat([counted, (~finite).to(counted.dtype)[None]]))
+        self.skipped = (broken > 0) | (self.in_a_row >= MAX_SKIPPED_IN_A_ROW)
         for buffers in self._buffers:
             buffers.settle(self.skipped)
         self.in_a_row = torch.where(self.skipped, self.in_a_row + 1, 0)
-        counted = torch.where(finite_loss, self._loss, 0.0)
+        counted = shared[:-1]
         means["loss"] = means["loss"].to(counted.device) + counted if "loss" in means else counted
         self._loss = None
         self._recent.append((step, self._indices))
@@ -131,7 +133,7 @@ class StepGuard:
         """
         step = self._recent[-1][0] if self._recent else 0
         self._judge(_Report(step, self.in_a_row))
-        if "loss" in means and not dist.mean(means["loss"][3].clone()).item():
+        if "loss" in means and not means["loss"][3].item():
             raise TrainingDiverged(
                 f"epoch {epoch + 1}: the training loss is not finite, in none of its steps; {self._advice(step)}"
             )
@@ -203,6 +205,9 @@ class Recovery(Protocol):
     def recover(self, error: TrainingDiverged) -> None:
         """Bring the run back to where it can go on, or raise `error`."""
 
+    def forget(self) -> None:
+        """Called when the run is over."""
+
 
 class Stop:
     """`--on-divergence stop`: the error is the end."""
@@ -212,6 +217,9 @@ class Stop:
 
     def recover(self, error: TrainingDiverged) -> None:
         raise error
+
+    def forget(self) -> None:
+        """Nothing was kept."""
 
 
 class Rollback:
@@ -239,8 +247,13 @@ class Rollback:
         self.path, self.save, self.load, self.say = path, save, load, say
 
     def keep(self, at_start: bool) -> None:
-        if at_start or not self.path.exists():
+        if at_start or not dist.from_main(self.path.exists()):  # another process may write it while one looks
             self.save(self.path)
+
+    def forget(self) -> None:
+        """Remove the file, and what stood there before it."""
+        for path in (self.path, self.path.with_name(f"{self.path.stem}.previous{self.path.suffix}")):
+            path.unlink(missing_ok=True)
 
     def recover(self, error: TrainingDiverged) -> None:
         """Go back, or raise `error` where `MAX_ROLLBACKS` were of no use."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from utils import dist, signals
-from utils.errors import Stopped
+from utils.errors import EXIT_STOPPED, Stopped
 
 T = TypeVar("T")
 
@@ -28,6 +28,18 @@ class Progressing(Protocol):
     batch: int
     seconds: float
     means: dict[str, Tensor]
+
+
+@contextlib.contextmanager
+def on_disk(resume: str | None) -> Iterator[None]:
+    """A stop in what runs inside leaves the state on the disk that the run goes on from by `resume`; None: there is
+    none."""
+    try:
+        yield
+    except Stopped as stopped:
+        if resume is None or stopped.code == EXIT_STOPPED:
+            raise
+        raise Stopped(f"{stopped}, the state is saved; go on with: {resume}") from None
 
 
 class Keeper:

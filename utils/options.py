@@ -40,7 +40,7 @@ _REFUSED = {
 # Flags that mean something only beside another one.
 _GOES_WITH = {
     **dict.fromkeys(("lr_find_from", "lr_find_to", "lr_find_steps"), "lr_find"),
-    **{"force": "resume", "save_conf": "save_txt", "agnostic_nms": "nms"},
+    **{"force": "resume", "save_conf": "save_txt", "agnostic_nms": "nms", "iou_thres": "nms"},
 }
 MAX_WHOLE = 2**31 - 1  # of a whole number without a limit of its own
 DASHES = "–—−"  # what word processors make of hyphens
@@ -207,7 +207,7 @@ class TrainOptions(_Options):
         low=0,
         shown="5, or 100 times what a save takes",
     )
-    nosave: bool = _flag(False, "save the last checkpoint only", "run folder")
+    nosave: bool = _flag(False, "save no state before the end: such a run survives no kill", "run folder")
     noplots: bool = _flag(False, "draw no pictures", "run folder")
     force: bool = _flag(False, "resume even where it would not be the same run", "run folder")
 
@@ -247,8 +247,10 @@ class TrainOptions(_Options):
             raise UserError(f"{' and '.join(said)} contradict each other: give one of them")
         if self.schedule == "custom":
             raise UserError("--schedule custom: give the function itself, as --schedule my_module:my_factor")
-        if self.noval and "val_period" in self.explicit:
-            raise UserError("--noval and --val-period contradict each other: give one of them")
+        for switch, other in (("noval", "val_period"), ("noval", "patience"), ("nosave", "save_minutes")):
+            if getattr(self, switch) and other in self.explicit:
+                flag = f"--{other.replace('_', '-')}"
+                raise UserError(f"--{switch} and {flag} contradict each other: give one of them")
         if self.extend and self.resume is None:
             raise UserError(f"--extend {self.extend}: goes with --resume [PATH] and --epochs N, the new number in all")
         instead = {"--plan": self.plan, "--lr-find": self.lr_find, "--profile": self.profile > 0}

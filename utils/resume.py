@@ -12,11 +12,11 @@ from utils.hyp import Hyp, load_hyp
 from utils.optim import accumulation, scaled_lr
 from utils.options import TrainOptions
 from utils.schedule import EXTENSIONS, Course, CustomFactor, Schedule, describe_jump, load_custom
-from utils.stopping import EarlyStopping
+from utils.stopping import EarlyStopping, is_evaluated
 
-# What may differ when a run goes on: nothing of it changes the weights.
+# What may differ when a run goes on: nothing of it changes the weights of a run that doesn't diverge.
 FREE_ON_RESUME = {"resume", "device", "workers", "cache", "noplots", "download", "project", "nosave", "save_period"}
-FREE_ON_RESUME |= {"plan", "extend", "on_divergence", "save_minutes", "force"}
+FREE_ON_RESUME |= {"plan", "extend", "on_divergence", "save_minutes", "force", "check"}
 FREE_ON_EXTEND = {"epochs", "patience"}
 
 
@@ -119,6 +119,7 @@ def is_over(content: dict[str, Any], saved: TrainOptions) -> str:
     if done >= saved.epochs:
         return f"this run has trained all of its {many(saved.epochs, 'epoch')}"
     stopped = content["state"]["progress"]["batch"] == 0 and done > 0 and stopping.should_stop(done - 1)
+    stopped = stopped and is_evaluated(done, saved.epochs, saved.val_period, saved.noval)
     return f"this run stopped early, after epoch {done} of {saved.epochs}" if stopped else ""
 
 

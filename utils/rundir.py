@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,20 @@ def new_run(project: str | Path, name: str = "exp", exist_ok: bool = False) -> R
     while not _make(path := first if number == 1 else first.with_name(f"{first.name}{number}")):
         number += 1
     return RunDir(path)
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names for files of one folder: those given, but that one that was there before gets `_2`, `_3`, … at its end."""
+    taken, found = set(names), []
+    seen: set[str] = set()
+    for name in names:
+        new, number = name, 1
+        while new in seen or (number > 1 and new in taken):
+            number += 1
+            new = f"{name}_{number}"
+        seen.add(new)
+        found.append(new)
+    return found
 
 
 def check_place(project: str | Path, name: str, exist_ok: bool) -> None:

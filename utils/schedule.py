@@ -370,8 +370,10 @@ class LearningRate:
     def apply(self, step: int) -> None:
         """Set lr and momentum of every group for iteration `step` (counted from 0 over the whole run)."""
         warmup, momentum = self.schedule.warmup(step), self.schedule.momentum(step)
-        for group, target in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            start = self.rates[group["name"]].start
+        targets = zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), self.scheduler.base_lrs, strict=True)
+        for group, target, base in targets:
+            planned = self.rates[group["name"]]
+            start = planned.start * (base / planned.base)  # a rollback lowers all of a warm-up
             group["lr"] = self._applied[group["name"]] = warmup.lr(start, target, step)
             set_momentum(group, momentum)
 
@@ -408,10 +410,14 @@ def describe_curve(curve: LRCurve) -> list[str]:
 
 
 def describe_jump(before: Schedule, after: Schedule, at: int, lr0: float) -> str:
-    """Say what an extension does to the lr of groups at `lr0`: from the last epoch trained to the next one."""
+    """Say what an extension does to the lr of groups at `lr0`: from the last epoch trained to the next one.
+
+    The schedules are of one step an epoch. Where warm-up isn't over, it comes on top.
+    """
     old, new = lr0 * before.factor(at - 1), lr0 * after.factor(at)
     jump = "no jump" if new == old else f"x {new / old:.3g}" if old > 0 else "from nothing"
     last = lr0 * after.factor(after.course.epochs - 1)
     return (
         f"lr {old:.6g} in epoch {at} -> {new:.6g} in epoch {at + 1} ({jump}), {last:.6g} in epoch {after.course.epochs}"
+        f"{', with warm-up on top' if at < before.stages[0].warmup.steps else ''}"
     )

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 
+def is_evaluated(done: int, epochs: int, every: int, noval: bool) -> bool:
+    """Is a run of so many epochs evaluated when `done` are: every so many, unless `noval`, and at the end."""
+    return done == epochs or (not noval and done % every == 0)
+
+
 class EarlyStopping:
     """Stop after `patience` epochs without a better fitness; 0 never stops.
 
-    Call `update` once per validated epoch. Epochs count from 0.
+    Call `update` once per validated epoch, and `should_stop` after it: an epoch that was not validated ends no run.
+    Epochs count from 0.
     """
 
     def __init__(self, patience: int) -> None:
