@@ -50,6 +50,7 @@ from utils.optim import (
     NamedOptimizerState,
     accumulation,
     build_optimizer,
+    check_parts,
     clip_gradients,
     describe_groups,
     describe_update,
@@ -62,7 +63,16 @@ from utils.plots import plot_images, plot_labels, plot_lr, plot_lr_find, plot_re
 from utils.profiler import WARM_UP, phase, profile_steps
 from utils.resume import Origin, go_on, start_anew
 from utils.rundir import RunDir, RunLock, check_place, new_run, resolve_resume
-from utils.schedule import LearningRate, LRCurve, Schedule, describe_curve, group_rates, lr_curve
+from utils.schedule import (
+    LearningRate,
+    LRCurve,
+    Schedule,
+    describe_curve,
+    describe_mosaic,
+    describe_schedule,
+    group_rates,
+    lr_curve,
+)
 from utils.stopping import EarlyStopping, is_evaluated
 from utils.telemetry import Telemetry
 from val import DetectSettings, Evaluation, evaluate, load_model, print_scores, save_pictures
@@ -346,11 +356,12 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
     model, source = make_model(options, origin, data, precision)
     frozen = freeze(model, options.freeze)
     accumulate = accumulation(options.batch_size, hyp.nominal_batch)
-    effective = accumulate * options.batch_size
+    effective = min(accumulate * options.batch_size, len(data.train))  # a small set is one step
     decay = hyp.weight_decay
     if hyp.scale_weight_decay:
         decay = scaled_weight_decay(decay, effective, hyp.nominal_batch)
     lr0 = scaled_lr(hyp.lr0, hyp.lr_batch_rule, effective, hyp.nominal_batch)
+    check_parts(model, hyp.lr_scale)
     optimizer = build_optimizer(model, hyp, lr0, decay, fused=precision.device.type in ("cpu", "cuda"))
     ema, guard = ModelEMA(model, hyp.ema_decay, hyp.ema_tau), StepGuard(model, optimizer, data.train.path)
     optimizer.register_step_post_hook(lambda *_: ema.update_parameters(model, guard.skipped))
@@ -360,7 +371,9 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
     say(f"model        {model.config.name}, {count_parameters(model):,} parameters; {source}")
     say(f"device       {precision.device}, {precision.description}")
     for line in (
-        *describe_update(hyp, options.batch_size, effective, lr0, decay, options.schedule),
+        *describe_update(hyp, options.batch_size, accumulate, effective, lr0, decay),
+        f"schedule     {describe_schedule(hyp, options.schedule, lr0 * schedule.factor(origin.course.epochs - 1))}",
+        *describe_mosaic(hyp.mosaic, hyp.close_mosaic, curve),
         *(f"warning: {doubt}" for doubt in doubts(hyp)),
         *describe_groups(model, optimizer),
     ):

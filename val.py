@@ -10,13 +10,14 @@ import json
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.coco_json import own_ids
 from data.config import DataConfig, load_data_config
 from data.dataset import DetectionDataset
 from data.index import Index
@@ -39,6 +40,7 @@ from utils.metrics import (
     confusion_matrix,
     detections_to_coco,
     pr_curves,
+    renumber,
     to_coco_json,
 )
 from utils.options import ValOptions, parse
@@ -54,6 +56,7 @@ class DetectSettings:
     conf: float = 0.001
     iou: float = 0.7
     max_det: int = 300
+    one_class: bool = False  # what is found counts as one class, whatever it was found to be
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,14 @@ def evaluate(
         with precision.autocast():
             predictions = model(batch.images)
         losses += criterion(predictions, batch.boxes, batch.classes).parts * len(batch)
-        found = detect(predictions, nms=settings.nms, conf=settings.conf, iou=settings.iou, max_det=settings.max_det)
+        found = detect(
+            predictions,
+            nms=settings.nms,
+            conf=settings.conf,
+            iou=settings.iou,
+            max_det=settings.max_det,
+            agnostic=settings.one_class,
+        )
         arriving.append(Arriving(*found, batch.indices, batch.letterbox))
         if len(arriving) > 1:  # read one batch late: the device has work meanwhile
             parts += to_original(arriving.popleft(), truth.sizes)
@@ -110,6 +120,8 @@ def evaluate(
             progress.update(images=len(batch))
     parts += [one for last in arriving for one in to_original(last, truth.sizes)]
     detections = Detections.concatenate(parts)
+    if settings.one_class:
+        detections = replace(detections, classes=np.zeros_like(detections.classes))
     box, cls, dfl = (losses / max(len(truth), 1)).tolist()
     scores = coco_evaluate(truth, detections, names)
     return Evaluation(scores, pr_curves(truth, detections, len(names)), (box, cls, dfl), detections)
@@ -196,12 +208,17 @@ def save_pictures(run: RunDir, evaluation: Evaluation, loader: Loader, truth: In
         )
 
 
-def save_detections(run: RunDir, options: ValOptions, evaluation: Evaluation, truth: Index, names: tuple) -> None:
+def save_detections(run: RunDir, options: ValOptions, evaluation: Evaluation, truth: Index, config: DataConfig) -> None:
     """Write detections as COCO JSON (with the truth beside it, for other evaluators) and YOLO txt, as asked for."""
     if options.save_json:
         files = [truth.path(i) for i in range(len(truth))]
-        _dump(run.path / "truth.json", to_coco_json(truth, names, files))
-        _dump(run.path / "predictions.json", detections_to_coco(evaluation.detections))
+        expected, found = to_coco_json(truth, config.names, files), detections_to_coco(evaluation.detections)
+        own = own_ids(config, options.task, files)
+        if own:
+            renumber(expected, found, *own)
+        _dump(run.path / "truth.json", expected)
+        _dump(run.path / "predictions.json", found)
+        print(f"predictions.json has the ids of {'the annotations' if own else 'truth.json beside it'}")
     if options.save_txt:
         folder = run.path / "labels"
         folder.mkdir(exist_ok=True)
@@ -265,7 +282,8 @@ def main(argv: list[str] | None = None) -> Evaluation:
     config = load_data_config(
         options.data or content["data"], options.single_cls or content["single_cls"], options.download
     )
-    for line in compare_names(config, content["names"], options.weights):
+    one_class = options.single_cls and len(content["names"]) > 1
+    for line in [] if one_class else compare_names(config, content["names"], options.weights):
         print(line)
     splits = read_splits(config, [options.task], options.project, options.check == "full", options.skip_bad)
     index = splits.indices[options.task]
@@ -283,15 +301,15 @@ def main(argv: list[str] | None = None) -> Evaluation:
     run = new_run(options.project, options.name, options.exist_ok)
     for line in splits.write_list(run):
         print(line)
-    settings = DetectSettings(options.nms, options.conf_thres, options.iou_thres, options.max_det)
+    settings = DetectSettings(options.nms, options.conf_thres, options.iou_thres, options.max_det, one_class)
     with contextlib.closing(loader):
         with Progress(len(loader), f"{options.task}") as progress:
-            criterion = DetectionLoss(hyp, config.nc)
+            criterion = DetectionLoss(hyp, model.config.nc)
             evaluation = evaluate(model, loader, index, config.names, criterion, precision, settings, progress)
         print_scores(evaluation, index, config.names, options.verbose)
         if not options.noplots:
             save_pictures(run, evaluation, loader, index, config.names)
-    save_detections(run, options, evaluation, index, config.names)
+    save_detections(run, options, evaluation, index, config)
     print(f"results in {run.path}")
     return evaluation
 

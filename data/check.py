@@ -33,6 +33,7 @@ from data.findings import (
 from data.index import Index, build_index
 from data.report import build_page
 from data.similar import Looks, look_at
+from data.splits import overlap
 from utils.atomic import cannot_write, replace_file
 from utils.errors import EXIT_DONE, EXIT_USAGE, UserError, many, printable, run_cli, tell
 from utils.options import CheckOptions, parse
@@ -51,23 +52,26 @@ def examine(config: DataConfig, full: bool = False) -> Findings:
     faults = [("", fault) for fault in config.faults]
     notes: list[str] = []
     seen: dict[tuple, str] = {}
+    indices: dict[str, Index] = {}
     for name in dict.fromkeys((*config.splits, "train", "val")):  # a training needs the two
         try:
             sources = config.split(name).sources
             if sources in seen:
                 notes.append(f"{name} is the same as {seen[sources]}")
+                indices[name] = indices[seen[sources]]
                 continue
             part = _examine_split(config, name, full)
         except DataError as error:  # no training reads `test`
             where = name if name in config.splits else ""
             faults += [(where, replace(fault, stops=fault.stops and name != "test")) for fault in error.faults]
             continue
-        seen[sources] = name
+        seen[sources], indices[name] = name, part.index
         parts.append(part)
         notes += [f"{name}: {fault.text}" for fault in part.faults if fault.is_note]
         faults += [(name, fault) for fault in part.faults if not fault.is_note]
     if not parts:
         raise DataError(*dict.fromkeys(fault for _, fault in faults))
+    faults += [("", fault) for fault in overlap(config, indices)]
     leaks = [find_leaks(first, second) for first, second in combinations(parts, 2)]
     return Findings(config, parts, faults, notes, [find_twins(part) for part in parts], leaks)
 

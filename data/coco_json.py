@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -87,6 +87,25 @@ def scan_coco(source: Source, config: DataConfig) -> tuple[list[Entry], list[Fau
         read = partial(read_coco, table=table, row=names[name], stated=stated[names[name]], image=name)
         entries.append(Entry(relative_name(path, config.root), path, file, f"{name}: annotation", read))
     return entries, faults
+
+
+def own_ids(config: DataConfig, split: str, images: Sequence[str]) -> tuple[list[Any], list[Any]] | None:
+    """The ids that a split's annotations have for its images, by their paths, and for the classes of the yaml.
+
+    None where they are no single COCO file, or where one has no id: a class that the file doesn't have, or all as one.
+    """
+    source, *others = config.split(split).sources
+    if others or source.annotations is None or source.annotations.suffix.lower() != ".json":
+        return None
+    file = str(source.annotations)
+    data, faults = load_coco(file), []
+    numbers = {label: key for key, label in _categories(file, data["categories"], config, faults).items()}
+    entries = _images(file, data["images"], faults)
+    places = {_image_path(source.images, item["file_name"]): key for key, item in entries.items()}
+    found = [places.get(os.path.abspath(path)) for path in images]
+    classes = [numbers.get(label) for label in range(len(config.names))]
+    whole = len(config.names) == len(config.label_names) and None not in found and None not in classes
+    return (found, classes) if whole else None
 
 
 def load_coco(file: str) -> dict[str, list[Any]]:

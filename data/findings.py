@@ -102,13 +102,15 @@ class Findings:
         return {words: classes for words, classes in found.items() if classes}
 
     def imbalance(self) -> tuple[int, int, float] | None:
-        """(commonest class, rarest class, times as many objects) of the first part; None for fewer than two classes."""
+        """(commonest class, rarest class, times as many objects) of the first part; None for fewer than two classes, or
+        as many of each."""
         counts = self.class_counts[0] if self.parts else np.zeros(0, np.int64)
         present = np.flatnonzero(counts)
         if len(present) < 2:
             return None
         most, least = int(counts.argmax()), int(present[counts[present].argmin()])
-        return most, least, float(counts[most] / counts[least])
+        times = float(counts[most] / counts[least])
+        return (most, least, times) if times > 1 else None
 
 
 def faults_by_kind(faults: list[tuple[str, Fault]]) -> dict[str, list[tuple[str, Fault]]]:

@@ -75,7 +75,7 @@ class Index:
         return self.classes[own], self.boxes[own]
 
     def stored(self) -> str:
-        """sha256 over the sizes in bytes of all image files: pixels that were changed leave few files as long as before.
+        """sha256 over the sizes in bytes of all image files: few are as long as before once their pixels were changed.
 
         A file that is gone counts as empty.
         """

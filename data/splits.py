@@ -87,7 +87,7 @@ def read_splits(
         for fault in faults:
             splits = found.setdefault(fault, [])
             splits += [] if name in splits else [name]
-    found = _names_short(config, found, indices) | found | _overlap(config, indices)
+    found = _names_short(config, found, indices) | found | overlap(config, indices)
     stops = [fault for fault in found if fault.stops and not (skip_bad and fault.skippable)]
     if stops:
         file = _write_beside(config, found, Path(project)) if len(found) > 1 else ""  # one is said in full
@@ -174,7 +174,7 @@ def _names_short(config: DataConfig, found: Found, indices: Mapping[str, Index])
     return {Fault.of("yaml-names-short", str(config.file), "", text + hint + first): splits}
 
 
-def _overlap(config: DataConfig, indices: Mapping[str, Index]) -> dict[Fault, list[str]]:
+def overlap(config: DataConfig, indices: Mapping[str, Index]) -> dict[Fault, list[str]]:
     """The fault of images that are both trained on and evaluated on."""
     if not {"train", "val"} <= set(indices):
         return {}

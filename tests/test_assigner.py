@@ -405,3 +405,17 @@ def test_pairwise_iou_by_hand() -> None:
     assert found[0].tolist() == pytest.approx([1, 1 / 3, 0, 1 / 3, 0])
     assert not found[1:].any()
     assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_no_power_takes_a_point_outside_its_box(beta: float) -> None:
+    """0 to the power of 0 is 1: points outside would be as well aligned as those inside."""
+    found = 0
+    for seed in range(4):
+        case = random_case(seed, 4)
+        truth, weight = run(case, 10, beta=beta)
+        for b, p in torch.nonzero(weight).tolist():
+            box = case.truth_boxes[b, truth[b, p]].tolist()
+            assert slow_inside(case.points[p].tolist(), box, float(case.strides.min()))
+            found += 1
+    assert found > 20

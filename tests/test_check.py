@@ -151,7 +151,10 @@ def test_a_split_that_cannot_be_read_does_not_hide_the_others(
     assert "'images/away': no such file or folder" in findings.faults[0][1].text
     write_yaml(tmp_path, {"train": "images/train", "val": "images/train", "test": "images/away"}, NAMES)
     findings = examine(load_data_config(yaml))
-    assert [(split, fault.stops) for split, fault in findings.faults] == [("test", False)], "no training reads test"
+    assert [(split, fault.kind, fault.stops) for split, fault in findings.faults] == [
+        ("test", "yaml-split-path", False),  # no training reads it
+        ("", "split-overlap", False),
+    ]
     assert findings.notes == ["val is the same as train"]
 
 

@@ -11,6 +11,7 @@ import stat
 import sys
 import zipfile
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -302,7 +303,8 @@ def test_weights_of_the_programs_that_users_come_from(
     path, content = tmp_path / "yolov8n.pt", {"model": {"0.conv.weight": torch.zeros(2)}}
     if module:
         net = type("DetectionModel", (), {"__module__": module})
-        monkeypatch.setitem(sys.modules, module, SimpleNamespace(DetectionModel=net))
+        for parent in accumulate(module.split("."), "{}.{}".format):
+            monkeypatch.setitem(sys.modules, parent, SimpleNamespace(DetectionModel=net, __path__=[]))
         content = {"model": net()}
     torch.save(content, path)
     with pytest.raises(UserError) as error:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from data.coco_json import load_coco
+from data.coco_json import load_coco, own_ids
+from data.config import load_data_config
 from data.faults import DataError, Fault
 from data.formats import Record
 from tests.label_files import NAMES, A, B, annotation, coco, image, read, rows, says, text
@@ -209,3 +210,16 @@ def test_coco_split_lists(tmp_path: Path) -> None:
     records, faults = read_coco(tmp_path, content, yaml)
     assert [record.name for record in records] == ["images/b.png"]
     assert says(faults) == ["wanted.txt:line 2: no image is called 'x.png': put it there, or take the line out"]
+
+
+def test_the_ids_of_the_annotations_are_found_again(tmp_path: Path) -> None:
+    """Of images by their path, whatever folder the file name has before it; of classes by name."""
+    read_coco(tmp_path, coco([B, A], []))
+    (tmp_path / "d.yaml").write_text(f"{COCO_YAML}val: {{images: images, annotations: labels}}\n")
+    config = load_data_config(tmp_path / "d.yaml")
+    paths = [str(tmp_path / "images" / name) for name in ("b.png", "a.png")]
+    assert own_ids(config, "train", paths) == (["two", 1], [30, 20, 10])
+    assert own_ids(config, "train", [*paths, str(tmp_path / "images/c.png")]) is None
+    assert own_ids(load_data_config(tmp_path / "d.yaml", single_cls=True), "train", paths) is None
+    (tmp_path / "labels").mkdir()
+    assert own_ids(load_data_config(tmp_path / "d.yaml"), "val", paths) is None

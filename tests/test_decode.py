@@ -143,3 +143,12 @@ def test_a_batch_is_what_each_image_gives(nms: bool, conf: float, max_det: int) 
     for found, rows in zip(batch.split(), expected, strict=True):
         got = zip(found.scores.tolist(), found.classes.tolist(), map(tuple, found.boxes.tolist()), strict=True)
         assert list(got) == rows
+
+
+@pytest.mark.parametrize("nms", [False, True])
+def test_only_the_wanted_classes_are_counted(nms: bool) -> None:
+    """Before the most that are given out are chosen: a better one of another class takes no place."""
+    scores = torch.full((1, 126, 3), -20.0)
+    scores[0, [0, 5, 90], [0, 1, 2]] = torch.tensor([logit(0.9), logit(0.6), logit(0.3)])
+    (found,) = detect(predictions(scores, scores), nms=nms, conf=0.01, max_det=1, classes=(1, 2)).split()
+    assert found.classes.tolist() == [1] and found.scores.tolist() == pytest.approx([0.6])

@@ -112,3 +112,13 @@ def test_nothing_that_can_be_read_is_an_error(tiny_run, tmp_path):
     (folder / "a.jpg").write_bytes(b"<html>not found</html>")
     with pytest.raises(UserError, match="none of 1 file could be read"):
         run(tiny_run, folder, tmp_path / "out")
+
+
+def test_images_of_one_name_have_files_of_their_own(tiny_run, images, tmp_path, capsys):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes((images / "00.png").read_bytes())
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/one\n{tmp_path}/two/a.png\n")
+    out = run(tiny_run, tmp_path / "list.txt", tmp_path / "out", "--save-txt")
+    assert sorted(path.name for path in out.rglob("*.*")) == ["a.png", "a.txt", "a_2.png", "a_2.txt"]
+    assert "1 file called as another" in capsys.readouterr().out

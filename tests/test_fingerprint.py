@@ -66,11 +66,12 @@ def test_what_an_old_or_odd_checkpoint_does_not_say_is_not_held_against_it(saved
 def test_the_source_digest_knows_every_file(tmp_path: Path) -> None:
     (tmp_path / "utils").mkdir()
     seen = {source_digest(tmp_path)}
-    for path, text in (("a.py", "1"), ("a.py", "2"), ("utils/b.py", ""), ("utils/c.py", ""), ("utils/c.py", "3")):
+    for path, text in (("val.py", "1"), ("val.py", "2"), ("utils/b.py", ""), ("utils/c.py", ""), ("utils/c.py", "3")):
         (tmp_path / path).write_text(text)
         seen.add(source_digest(tmp_path))
     assert len(seen) == 6
-    (tmp_path / "notes.txt").write_text("no code")
+    for name in ("notes.txt", "my_schedule.py"):  # the user's own
+        (tmp_path / name).write_text("no code")
     assert source_digest(tmp_path) in seen
 
 

@@ -496,6 +496,13 @@ def test_rollbacks_of_no_use_end(tiny_data, tmp_path, monkeypatch, capsys) -> No
     assert content["state"]["components"]["scheduler"]["base_lrs"][0] == pytest.approx(0.002 * 1e-3)
 
 
+def test_a_run_that_is_over_keeps_no_way_back(tiny_data, tmp_path) -> None:
+    main(tiny_data, tmp_path, "--epochs", "2", "--on-divergence", "rollback")
+    assert sorted(path.name for path in (tmp_path / "exp" / "weights").iterdir()) == [
+        *("best.pt", "last.previous.pt", "last.pt")
+    ]
+
+
 def test_a_file_that_is_lowered_already_is_not_lowered_twice(tmp_path: Path) -> None:
     """A run saved in the middle of an epoch, before its fault, comes to the fault a second time."""
     run = Run()

@@ -25,6 +25,7 @@ from utils.metrics import (
     fitness,
     match,
     pr_curves,
+    renumber,
     to_coco_json,
 )
 
@@ -384,3 +385,19 @@ def test_fitness_reads_either_name_and_nan_as_nothing() -> None:
     assert fitness({"mAP50": math.nan}, "mAP50") == 0.0
     with pytest.raises(KeyError):
         fitness({"mAP50": 0.7}, "recall")
+
+
+def test_ids_of_another_file_take_the_place_of_ours() -> None:
+    found = [{"image_id": 2, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]
+    expected = {
+        "images": [{"id": 1}, {"id": 2}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 2}],
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+    }
+    renumber(expected, found, ["x", 7], [90, 30])
+    assert found == [{"image_id": 7, "category_id": 90, "bbox": [1, 2, 3, 4], "score": 0.5}]
+    assert expected == {
+        "images": [{"id": "x"}, {"id": 7}],
+        "annotations": [{"id": 1, "image_id": "x", "category_id": 30}],
+        "categories": [{"id": 90, "name": "a"}, {"id": 30, "name": "b"}],
+    }

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from utils.errors import UserError
-from utils.rundir import RunDir, RunLock, new_run, newest_run, resolve_resume
+from utils.rundir import RunDir, RunLock, distinct, new_run, newest_run, resolve_resume
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -159,3 +159,16 @@ def test_a_locked_run_folder_refuses_another_process_until_its_owner_is_gone(tmp
 def test_a_lock_that_cannot_be_made_is_the_users_to_mend(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent/\.lock: cannot be written: No such file"):
         RunLock(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a", "a", "b", "a"], ["a", "a_2", "b", "a_3"]),
+        (["a", "a", "a_2"], ["a", "a_3", "a_2"]),  # a name that was given stays its owner's
+        ([], []),
+    ],
+)
+def test_names_of_files_in_one_folder_are_distinct(names: list[str], expected: list[str]) -> None:
+    assert distinct(names) == expected

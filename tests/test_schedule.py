@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from utils.errors import UserError
+from utils.guard import lower_lr
 from utils.hyp import SCHEDULES, Hyp, load_hyp
 from utils.optim import NamedOptimizerState, build_optimizer
 from utils.options import TrainOptions, parse
@@ -499,6 +500,21 @@ def test_current_is_what_the_last_step_used_also_after_the_end_of_the_epoch() ->
         assert lr.current() == {group: value for group, (value, _) in used[-1].items()}
         shown.append(lr.current()["decay"] / hyp.lr0)
     assert shown == pytest.approx(LINEAR[5])
+
+
+def test_a_rollback_lowers_all_of_a_warm_up() -> None:
+    hyp = replace(HYP, warmup_epochs=2.0)
+    _, optimizer, lr, _ = start(hyp, 10, 4)
+    planned = []
+    for lower in (False, True):
+        if lower:
+            lower_lr(lr.scheduler, 0.1)
+        for step in (0, 3, 7):
+            lr.apply(step)
+            planned.append({group["name"]: group["lr"] for group in optimizer.param_groups})
+    assert planned[0]["bias"] == 0.1
+    for before, after in zip(planned[:3], planned[3:], strict=True):
+        assert after == pytest.approx({name: 0.1 * value for name, value in before.items()})
 
 
 def test_warm_up_starts_groups_and_momentum_where_it_says() -> None:

@@ -31,7 +31,8 @@ def curve(*values: float) -> dict[int, float]:
         (1, curve(0.1, 0.2, 0.3), 3, 2),
         (3, curve(0.5, 0.1, 0.1, 0.6, 0.2), 6, 3),  # the second peak comes just in time
         (2, curve(0.5, 0.1, 0.1, 0.6, 0.2), 2, 0),  # … and here too late
-        (3, curve(0.0), 3, 0),
+        (3, curve(0.0), None, 99),  # nothing was found yet: the later epoch is as good
+        (3, curve(0.0, 0.0, 0.1, 0.0), 5, 2),
         (3, {0: 0.1, 5: 0.2, 10: 0.15}, 3, 0),  # counted in epochs, not in validations
         (6, {0: 0.1, 5: 0.2, 10: 0.15}, 11, 5),
         (3, curve(math.nan), None, -1),

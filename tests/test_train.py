@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,7 +18,7 @@ import models.yolo
 import train
 from data.shapes import NAMES, ensure_shapes
 from utils.checkpoint import load_checkpoint
-from utils.errors import TrainingDiverged, UserError
+from utils.errors import Stopped, TrainingDiverged, UserError
 
 FAST = ["--imgsz", "64", "--batch", "4", "--device", "cpu", "--workers", "0", "--noplots"]
 
@@ -143,11 +146,34 @@ def test_fine_tuning_starts_from_the_checkpoint_and_says_what_fits(tiny_data, tm
     assert "class outputs of 2 names" in said and "fine-tuning  a new run that starts from" in said
 
 
-def test_early_stopping_stops(tiny_data, tmp_path, capsys):
-    # With lr this small the weights hardly move: no epoch beats the first.
-    folder = run(tiny_data, tmp_path, "--epochs", "6", "--patience", "2", "--set", "lr0=1e-12")
+def test_early_stopping_stops(tiny_data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "fitness", lambda *_: 0.5)  # no epoch beats the first
+    folder = run(tiny_data, tmp_path, "--epochs", "6", "--patience", "2")
     assert len(rows(folder)) == 3
     assert "no better mAP50-95 for 2 epochs (best: epoch 1)" in capsys.readouterr().out
+
+
+def test_an_epoch_that_is_not_validated_ends_no_run(tiny_data, tmp_path, monkeypatch):
+    """Validated after epochs 3 and 6, and no better: patience of 1 is over after 3 more, not after 1."""
+    monkeypatch.setattr(train, "fitness", lambda *_: 0.5)
+    folder = run(tiny_data, tmp_path, "--epochs", "9", "--val-period", "3", "--patience", "1")
+    assert [bool(row["metrics/mAP50"]) for row in rows(folder)] == [False, False, True] * 2
+
+
+def test_a_stop_on_the_way_to_a_validation_is_resumed(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "fitness", lambda *_: 0.5)
+    save = train.save
+
+    def save_and_die(training, *others):
+        save(training, *others)
+        if training.state.epoch == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "save", save_and_die)
+        run(tiny_data, tmp_path, "--epochs", "9", "--val-period", "3", "--patience", "1")
+    train.main(["--resume", str(tmp_path / "exp")])
+    assert len(rows(tmp_path / "exp")) == 6
 
 
 def test_validation_and_saving_as_asked(tiny_data, tmp_path):
@@ -222,10 +248,19 @@ def test_a_run_that_is_over_is_extended_and_the_extended_run_resumes_exactly(
     assert same(expected["state"], got["state"])
 
 
-def test_a_run_that_stopped_early_is_extended_and_is_patient_anew(tiny_data, tmp_path):
-    """With lr this small no epoch beats the first: it stops after 3, and after 2 more."""
-    folder = run(tiny_data, tmp_path, "--epochs", "9", "--patience", "2", "--set", "lr0=1e-12")
-    with pytest.raises(UserError, match="this run stopped early, after epoch 3 of 9"):
+def test_an_extension_says_how_long(tiny_data, tmp_path, capsys):
+    folder = run(tiny_data, tmp_path, "--epochs", "1")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="--extend tail: goes with --resume .* and --epochs N"):
+        train.main(["--resume", str(folder), "--extend", "tail"])
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_stopped_early_is_extended_and_is_patient_anew(tiny_data, tmp_path, monkeypatch):
+    """No epoch beats the first: it stops after 3, and after 2 more."""
+    monkeypatch.setattr(train, "fitness", lambda *_: 0.5)
+    folder = run(tiny_data, tmp_path, "--epochs", "9", "--patience", "2")
+    with pytest.raises(UserError, match="this run stopped early, after epoch 3 of 9.* for example to 9 epochs"):
         train.main(["--resume", str(folder)])
     train.main(["--resume", str(folder), "--epochs", "9", "--extend", "tail"])
     assert len(rows(folder)) == 6
@@ -424,3 +459,71 @@ def test_a_fine_tuned_run_goes_on_as_what_it_is(
     train.main(["--resume", "runs/second", "--epochs", "2", "--extend", "tail"])
     assert "yolo-t" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "runs/second/weights/last.pt")["state"]["progress"]["epoch"] == 2
+
+
+def test_other_pixels_are_another_run(tiny_data, tmp_path):
+    """Of the same size in pixels, with the same labels: the files are shorter."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data.parent, data)
+    folder = run(data / tiny_data.name, tmp_path, "--epochs", "2")
+    image = data / "images" / "train" / "03.png"
+    cv2.imwrite(str(image), np.zeros_like(cv2.imread(str(image))))
+    with pytest.raises(UserError, match="would not go on as the same run: data/files was"):
+        train.main(["--resume", str(folder), "--epochs", "3", "--extend", "tail"])
+
+
+def test_images_an_update_are_no_more_than_there_are(tiny_data, tmp_path, capsys):
+    flags = ["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--plan", "--set", "nominal_batch=64"]
+    train.main([*flags, "lr_batch_rule=linear", "scale_weight_decay=true"])
+    out = capsys.readouterr().out
+    assert "batch        4 images, 16 a step (nominal_batch 64): 12 images an update, all there are" in out
+    assert "lr0 0.000375 = 0.002 scaled by 12/64 (linear), weight decay 9.375e-05 = 0.0005 x 12/64" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--epochs", "40"], "not in the last 10 epochs (close_mosaic 10)"),
+        (["--epochs", "10"], "in none of the epochs (close_mosaic 10)"),
+        (["--epochs", "40", "--set", "close_mosaic=0"], ""),
+        (["--epochs", "40", "--set", "mosaic=0"], ""),
+    ],
+)
+def test_what_becomes_of_mosaics_is_said(flags, said, tiny_data, tmp_path, capsys):
+    train.main(["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--plan", *flags])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mosaic")]
+    assert lines == ([f"mosaic       {said}"] if said else [])
+
+
+def test_an_lr_for_a_part_that_is_frozen_is_refused(tiny_data, tmp_path):
+    flags = ["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--plan", "--freeze", "backbone"]
+    with pytest.raises(UserError, match="lr_scale: backbone: nothing of it is trained"):
+        train.main([*flags, "--set", "lr_scale=backbone:0.1"])
+    train.main([*flags, "--set", "lr_scale=neck:0.1"])
+
+
+def test_a_start_that_is_stopped_leaves_what_it_found(tiny_data, tmp_path, monkeypatch):
+    """A new run has nothing to go on from, and says so by its code; the state of a resumed one is on the disk."""
+
+    def stop(*_):
+        raise Stopped("stopped by SIGTERM", 143)
+
+    folder = run(tiny_data, tmp_path, "--epochs", "1")
+    monkeypatch.setattr(train, "build_training", stop)
+    with pytest.raises(Stopped) as caught:
+        run(tiny_data, tmp_path, "--epochs", "1")
+    assert caught.value.code == 143 and not (tmp_path / "exp2").exists()
+    with pytest.raises(Stopped, match=f"the state is saved; go on with: .*--resume {folder} --epochs 2 --extend tail"):
+        train.main(["--resume", str(folder), "--epochs", "2", "--extend", "tail"])
+
+
+def test_a_stop_while_the_first_pictures_are_drawn_is_resumed(tiny_data, tmp_path, monkeypatch):
+    """Else `--resume` would take the run before for it."""
+    run(tiny_data, tmp_path, "--epochs", "1")
+    flags = [flag for flag in FAST if flag != "--noplots"]
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as caught:
+        patch.setattr(train, "plot_lr", lambda *_: (_ for _ in ()).throw(Stopped("stopped by SIGTERM", 143)))
+        train.main(["--data", str(tiny_data), "--project", str(tmp_path), *flags, "--epochs", "1"])
+    assert caught.value.code == 75 and str(tmp_path / "exp2") in str(caught.value)
+    train.main(["--resume", "--project", str(tmp_path), "--noplots"])
+    assert len(rows(tmp_path / "exp2")) == 1

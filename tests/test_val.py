@@ -6,6 +6,7 @@ import csv
 import json
 import multiprocessing
 import re
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,3 +173,55 @@ def test_an_evaluation_that_breaks_off_leaves_no_worker(tiny_run, tmp_path, monk
     while set(multiprocessing.active_children()) - before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not set(multiprocessing.active_children()) - before
+
+
+def test_images_of_one_name_have_labels_of_their_own(tiny_run, tiny_data, tmp_path, capsys):
+    for folder in ("one", "two"):
+        shutil.copytree(tiny_data.parent / "images" / "val", tmp_path / folder / "images")
+        shutil.copytree(tiny_data.parent / "labels" / "val", tmp_path / folder / "labels")
+    data = tmp_path / "two.yaml"
+    folders = "[one/images, two/images]"
+    data.write_text(f"train: {folders}\nval: {folders}\nnames: [square, bar]\n")
+    evaluate(tiny_run, tmp_path, "--data", str(data), "--save-txt", "--conf", "0.05")
+    files = sorted((tmp_path / "exp" / "labels").iterdir())
+    assert [file.name for file in files] == [f"0{i}{again}.txt" for i in range(4) for again in ("", "_2")]
+    assert all(a.read_text() == b.read_text() for a, b in zip(files[::2], files[1::2], strict=True))
+    assert "4 images called as" in capsys.readouterr().out
+
+
+def test_all_classes_as_one(tiny_run, tmp_path):
+    """What is found counts, whatever it was taken for: more than by class, and never less."""
+    apart, together = (
+        evaluate(tiny_run, tmp_path / name, *flags) for name, flags in (("a", []), ("b", ["--single-cls"]))
+    )
+    assert together.curves.truths.tolist() == [apart.curves.truths.sum()]
+    assert set(together.detections.classes.tolist()) == {0} < set(apart.detections.classes.tolist())
+    assert len(together.detections) == len(apart.detections)
+
+
+def test_coco_annotations_keep_their_ids(tiny_run, tiny_data, tmp_path, capsys):
+    """So that what is found can be scored by the file that the data yaml names."""
+    evaluate(tiny_run, tmp_path / "yolo", "--save-json")
+    assert "predictions.json has the ids of truth.json beside it" in capsys.readouterr().out
+    truth = json.loads((tmp_path / "yolo" / "exp" / "truth.json").read_text())
+    images, classes = {i["id"]: 100 + 7 * i["id"] for i in truth["images"]}, {1: 30, 2: 10}
+    content = {
+        "images": [{**i, "id": images[i["id"]], "file_name": Path(i["file_name"]).name} for i in truth["images"]],
+        "annotations": [
+            {**a, "image_id": images[a["image_id"]], "category_id": classes[a["category_id"]]}
+            for a in truth["annotations"]
+        ],
+        "categories": [{**c, "id": classes[c["id"]]} for c in truth["categories"]],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    folder = tiny_data.parent / "images" / "val"
+    split = f"{{images: {folder}, annotations: c.json}}"
+    (tmp_path / "coco.yaml").write_text(f"train: {split}\nval: {split}\nnames: [square, bar]\n")
+    evaluation = evaluate(tiny_run, tmp_path / "coco", "--data", str(tmp_path / "coco.yaml"), "--save-json")
+    given = COCO(str(tmp_path / "c.json"))
+    scored = COCOeval(given, given.loadRes(str(tmp_path / "coco" / "exp" / "predictions.json")), "bbox")
+    scored.evaluate()
+    scored.accumulate()
+    scored.summarize()
+    assert scored.stats[0] == pytest.approx(evaluation.scores.map, abs=1e-6)
+    assert "predictions.json has the ids of the annotations" in capsys.readouterr().out

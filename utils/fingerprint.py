@@ -18,6 +18,7 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("models", "data", "utils")
+PROGRAMS = ("train.py", "val.py", "detect.py")  # what else lies there is the user's
 # What may differ and leave every bit of the weights alone, or at least should: two revisions with the same sources are
 # the same code, and kernels are chosen by what the processor can, not by its name.
 HARMLESS = {"code/revision", "libraries/python", "device/name"}
@@ -80,7 +81,8 @@ def check_same_run(saved: object, current: Mapping[str, Mapping[str, Any]], wher
 
 def source_digest(root: Path) -> str:
     """sha256 over names and bytes of the program's Python files: says of changed code what a revision cannot."""
-    files = [*root.glob("*.py"), *(file for part in PARTS for file in (root / part).rglob("*.py"))]
+    files = [root / name for name in PROGRAMS if (root / name).is_file()]
+    files += [file for part in PARTS for file in (root / part).rglob("*.py")]
     digest = hashlib.sha256()
     for file in sorted(files):
         content = file.read_bytes()

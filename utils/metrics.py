@@ -145,6 +145,18 @@ def detections_to_coco(detections: Detections) -> list[dict[str, Any]]:
     ]
 
 
+def renumber(
+    expected: dict[str, Any], found: list[dict[str, Any]], images: Sequence[Any], categories: Sequence[Any]
+) -> None:
+    """Put other ids in place of those of `to_coco_json` and `detections_to_coco`: of the images, of the classes."""
+    for entry in expected["images"]:
+        entry["id"] = images[entry["id"] - 1]
+    for category in expected["categories"]:
+        category["id"] = categories[category["id"] - 1]
+    for box in (*expected["annotations"], *found):
+        box["image_id"], box["category_id"] = images[box["image_id"] - 1], categories[box["category_id"] - 1]
+
+
 def coco_evaluate(truth: GroundTruth, detections: Detections, names: Sequence[str]) -> CocoScores:
     """Score detections by COCO's definition (bbox, 100 detections per image and class), without a word on stdout.
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from utils.errors import many
+from utils.errors import UserError, many
 from utils.hyp import Hyp
 
 GROUPS = ("decay", "no_decay", "bias")
@@ -186,6 +186,13 @@ def scaled_weight_decay(weight_decay: float, effective_batch: int, nominal_batch
     return weight_decay * effective_batch / nominal_batch if nominal_batch else weight_decay
 
 
+def check_parts(model: nn.Module, lr_scale: Mapping[str, float]) -> None:
+    """Raise the `UserError` of a part of the model that is given an lr and has nothing to train."""
+    for part in lr_scale:
+        if not any(parameter.requires_grad for parameter in getattr(model, part).parameters()):
+            raise UserError(f"lr_scale: {part}: nothing of it is trained (--freeze): leave one of the two out")
+
+
 def scaled_lr(lr0: float, rule: str, effective_batch: int, nominal_batch: int) -> float:
     """Return lr0 for this batch: as it is (`none`), times the batches' ratio (`linear`, Goyal et al. 2017,
     arXiv:1706.02677) or its root (`sqrt`, Krizhevsky 2014, arXiv:1404.5997)."""
@@ -193,23 +200,21 @@ def scaled_lr(lr0: float, rule: str, effective_batch: int, nominal_batch: int) -
     return lr0 * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]
 
 
-def describe_update(hyp: Hyp, batch_size: int, effective: int, lr0: float, decay: float, schedule: str) -> list[str]:
+def describe_update(hyp: Hyp, batch_size: int, accumulate: int, effective: int, lr0: float, decay: float) -> list[str]:
     """Say how batches become updates, and everything about them that was derived rather than given.
 
-    effective: images an update.  lr0, decay: as the optimizer has them.  schedule: the user's own, if `hyp` says so.
+    accumulate: batches an update.  effective: images an update.  lr0, decay: as the optimizer has them.
     """
     nominal = f" (nominal_batch {hyp.nominal_batch})" if hyp.nominal_batch else ""
-    step = f"{effective // batch_size} a step{nominal}: {many(effective, 'image')} an update"
+    few = ", all there are" if effective < accumulate * batch_size else ""
+    step = f"{accumulate} a step{nominal}: {many(effective, 'image')} an update{few}"
     betas = "" if hyp.optimizer == "SGD" else f", betas {hyp.momentum:g} (momentum) and {ADAM_BETA2:g}"
     ratio = f"{effective}/{hyp.nominal_batch}"
     how = "" if hyp.lr_batch_rule == "none" else f" = {hyp.lr0:g} scaled by {ratio} ({hyp.lr_batch_rule})"
     scaled = f" = {hyp.weight_decay:g} x {ratio}" if hyp.scale_weight_decay else ""
-    named = schedule if hyp.schedule == "custom" else hyp.schedule
-    toward = "" if hyp.schedule in ("constant", "custom") else f" down to {lr0 * hyp.lrf:g} (lrf {hyp.lrf:g})"
     return [
         f"batch        {many(batch_size, 'image')}, {step}",
         f"optimizer    {hyp.optimizer}{betas}, lr0 {lr0:g}{how}, weight decay {decay:g}{scaled}",
-        f"schedule     {named}{toward}",
     ]
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
 BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#e6730f", "#2a9134", "#777777"
+# For what matplotlib's own font lacks, where one is installed: Chinese, Japanese, Korean.
+FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei")
+FONTS += ("PingFang SC", "Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Apple SD Gothic Neo", "Arial Unicode MS")
 MANY_CLASSES = 16  # more than this many curves are drawn in grey, without a legend entry each
 _PALETTE = (
     "#ff3b30",
@@ -76,6 +79,7 @@ def _picture(path: Path, width: float, height: float, layout: str = "constrained
     """A figure of `width` × `height` inches at 150 dots per inch that is written to `path` at the end."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
 
     # Class names are the user's: a `$` in one is no formula, and a sign that the font lacks is no reason to warn.
     style = {
@@ -84,6 +88,7 @@ def _picture(path: Path, width: float, height: float, layout: str = "constrained
         "grid.alpha": 0.25,
         "axes.axisbelow": True,
         "legend.handlelength": 3,
+        "font.family": ["DejaVu Sans", *(font for font in FONTS if font in fontManager.get_font_names())],
     }
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -42,6 +42,7 @@ def profile_steps(step: Callable[[], int], count: int, folder: Path, device: tor
     table = recorded.key_averages()
     lines = [f"{count} steps of {images / count:g} images: {1e3 * seconds / count:.1f} ms a step, "
              f"{images / seconds:.1f} images/s"]  # fmt: skip
+    lines.append("the host's time in them while they are recorded, which slows it:")
     lines += phase_lines({event.key: event for event in table if event.key in PHASES and on_host(event)}, count)
     where = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     folder.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,8 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
                 f"leave {flag} out, or start a new one from it: --weights {path}"
             )
     done = content["state"]["progress"]["epoch"]
+    if options.extend and "epochs" not in options.explicit:
+        raise UserError(f"--extend {options.extend}: goes with --resume [PATH] and --epochs N, the new number in all")
     if bool(over) != bool(options.extend) or (options.extend and options.epochs <= done):
         raise UserError(how_to_go_on(replace(options, batch_size=saved.batch_size), origin, path, done, over))
     if options.extend:
@@ -130,7 +132,8 @@ def how_to_go_on(options: TrainOptions, origin: Origin, path: Path, done: int, o
             f"--extend {options.extend}: this run is at epoch {done} of {origin.course.epochs}; --resume finishes it, "
             f"then it can be extended"
         )
-    epochs = options.epochs if "epochs" in options.explicit and options.epochs > done else done + max(done // 2, 1)
+    planned = origin.course.epochs if origin.course.epochs > done else done + max(done // 2, 1)
+    epochs = options.epochs if "epochs" in options.explicit and options.epochs > done else planned
     course, run = origin.course, path.parents[1]
     lines = [
         f"{path}: {over}, so there is nothing to resume. To go on with it, extend it, for example to {epochs} epochs:"

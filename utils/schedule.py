@@ -394,6 +394,21 @@ class LearningRate:
         return dict(self._applied)
 
 
+def describe_schedule(hyp: ScheduleSettings, own: str, last: float) -> str:
+    """Name a schedule, `own` where it is the user's, and the lr that its last epoch has."""
+    toward = "" if hyp.schedule in ("constant", "custom") else f" (lrf {hyp.lrf:g})"
+    return f"{own if hyp.schedule == 'custom' else hyp.schedule}, lr {last:.6g} in the last epoch{toward}"
+
+
+def describe_mosaic(mosaic: float, close_mosaic: int, curve: LRCurve) -> list[str]:
+    """Say from when on there are no mosaics; nothing where there are none or no end of them."""
+    if not mosaic or curve.close_mosaic_epoch is None:
+        return []
+    end = curve.epochs - curve.close_mosaic_epoch
+    when = "in none of the epochs" if end >= curve.epochs else f"not in the last {many(end, 'epoch')}"
+    return [f"mosaic       {when} (close_mosaic {close_mosaic})"]
+
+
 def describe_curve(curve: LRCurve) -> list[str]:
     """Say the curve in words: its length, warm-up, and the lr of each group where it matters."""
     total = curve.epochs * curve.steps_per_epoch

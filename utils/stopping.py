@@ -21,8 +21,8 @@ class EarlyStopping:
         self.since = 0  # the epoch that patience counts from, at the earliest
 
     def update(self, epoch: int, fitness: float) -> bool:
-        """Take in an epoch's fitness; return True where it is the best so far."""
-        better = fitness > self.best_fitness
+        """Take in an epoch's fitness; return True where it is the best so far, the later of two where it is still 0."""
+        better = fitness > self.best_fitness or fitness == self.best_fitness == 0
         if better:
             self.best_fitness, self.best_epoch = fitness, epoch
         return better
