@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import socket
@@ -253,3 +254,48 @@ def test_a_run_is_started_again_as_it_was(size: str, here: str, expected: str, m
     monkeypatch.setenv("WORLD_SIZE", size)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
     assert dist.launcher() == expected
+
+
+STOPPED = """
+import json, os, signal, sys
+import train
+from utils import signals
+from utils.errors import Stopped
+from utils.keeper import Keeper
+
+original = Keeper.after_step
+
+def after_step(keeper):
+    if keeper.state.step == STOP:
+        os.kill(os.getpid(), signal.SIGTERM)
+    original(keeper)
+
+Keeper.after_step = after_step
+signals.catch()
+code = 0
+try:
+    train.main(ARGV)
+except Stopped as stopped:
+    code = stopped.code
+print(json.dumps(code), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.torture
+def test_processes_that_were_stopped_log_the_losses_of_those_that_were_not(tiny_data: Path, tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch, whose mean losses are of what both processes saw before and after."""
+    argv = ["--data", str(tiny_data), "--img", "64", "--batch", "4", "--epochs", "2", "--workers", "0", "--noplots"]
+    argv += ["--device", "cpu", "--project", str(tmp_path)]
+
+    def pair_of(argv: list[str], stop: int) -> list[int]:
+        return run_pair(STOPPED.replace("ARGV", repr(argv)).replace("STOP", str(stop)))
+
+    assert pair_of([*argv, "--name", "whole"], 0) == [0, 0]
+    assert pair_of([*argv, "--name", "parts"], 5) == [75, 75]
+    assert pair_of(["--resume", str(tmp_path / "parts")], 0) == [0, 0]
+    tables = []
+    for name in ("whole", "parts"):
+        with (tmp_path / name / "results.csv").open(newline="") as file:
+            tables.append([{key: value for key, value in row.items() if key != "time"} for row in csv.DictReader(file)])
+    assert tables[0] == tables[1] and len(tables[0]) == 2

@@ -101,12 +101,12 @@ class StepGuard:
             finite = finite & buffers.gather()
         counted = torch.where(finite_loss, self._loss, 0.0)
         # Over all processes, so that each has the same sums: a run that goes on from those of one loses nothing.
-        *_, broken = shared = dist.mean(torch.cat([counted, (~finite).to(counted.dtype)[None]]))
-        self.skipped = (broken > 0) | (self.in_a_row >= MAX_SKIPPED_IN_A_ROW)
+        shared = dist.mean(torch.cat([counted, (~finite).to(counted.dtype)[None]]))
+        counted, broken = shared[:-1], shared[-1] > 0
+        self.skipped = broken | (self.in_a_row >= MAX_SKIPPED_IN_A_ROW)
         for buffers in self._buffers:
             buffers.settle(self.skipped)
         self.in_a_row = torch.where(self.skipped, self.in_a_row + 1, 0)
-        counted = shared[:-1]
         means["loss"] = means["loss"].to(counted.device) + counted if "loss" in means else counted
         self._loss = None
         self._recent.append((step, self._indices))
