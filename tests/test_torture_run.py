@@ -268,11 +268,12 @@ def test_the_state_names_all_that_a_run_is(data, tmp_path):
 
 def test_a_run_that_ended_for_want_of_a_better_epoch_stays_ended(data, tmp_path):
     """Killed after its last save, before its last word."""
-    argv = [*command(data, tmp_path), "--patience", "1"]
-    still = ["lr0=1e-12", "warmup_bias_lr=0", "warmup_epochs=0"]  # no epoch is better than the first
-    argv, log = [word for word in argv if not word.startswith("warmup_epochs")], tmp_path / "log"
-    at = argv.index("--set") + 1
-    trial = harness.run([*argv[:at], *still, *argv[at:]], log, at_call(train, "save", 2, kill, after=True))
+    argv, log = [*command(data, tmp_path), "--patience", "1"], tmp_path / "log"
+
+    def no_better(_: harness.Wire) -> None:
+        train.fitness = lambda *_: 0.5
+
+    trial = harness.run(argv, log, no_better, at_call(train, "save", 2, kill, after=True))
     assert trial.words[-1] == str(-signal.SIGKILL), trial.output()
     before = harness.outcome(tmp_path / "exp")
     assert len(before["rows"]) == 2

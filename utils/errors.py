@@ -31,14 +31,14 @@ class TrainingDiverged(UserError):
 
 
 class Stopped(SystemExit):
-    """A signal asked the run to end; its words are for the user. Exit 75 where its state is saved, else as shells say.
+    """A signal asked the run to end; its words are for the user. Exit 75. `saved`: it said already what is saved.
 
     No `except Exception` holds it up, and where nobody prints it, it ends the program quietly with its code.
     """
 
-    def __init__(self, text: str, code: int = EXIT_STOPPED) -> None:
+    def __init__(self, text: str, saved: bool = False) -> None:
         super().__init__(text)
-        self.code = code
+        self.code, self.saved = EXIT_STOPPED, saved
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
@@ -107,7 +107,7 @@ def run_cli(main: Callable[[], None]) -> None:
         lines = [printable(line[:LINE]) + "…" * (len(line) > LINE) for line in str(error).split("\n")]
         _end("error: " + "\n".join(lines), error.exit_code)
     except Stopped as stopped:
-        _end(str(stopped), stopped.code)
+        _end(str(stopped), EXIT_STOPPED)
     except KeyboardInterrupt:  # a program that has no state to save
         _end("stopped by SIGINT", EXIT_INTERRUPTED)
     except BrokenPipeError:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from utils import dist, signals
-from utils.errors import EXIT_STOPPED, Stopped
+from utils.errors import Stopped
 
 T = TypeVar("T")
 
@@ -32,14 +32,15 @@ class Progressing(Protocol):
 
 @contextlib.contextmanager
 def on_disk(resume: str | None) -> Iterator[None]:
-    """A stop in what runs inside leaves the state on the disk that the run goes on from by `resume`; None: there is
-    none."""
+    """Say of a stop before training what is on the disk: the state that the run goes on from by `resume`, or none."""
     try:
         yield
     except Stopped as stopped:
-        if resume is None or stopped.code == EXIT_STOPPED:
+        if stopped.saved:
             raise
-        raise Stopped(f"{stopped}, the state is saved; go on with: {resume}") from None
+        known = f"{stopped}, the state is saved; go on with: {resume}"
+        none = f"{stopped} before training began: nothing is saved, so start it again without --resume"
+        raise Stopped(known if resume else none, saved=True) from None
 
 
 class Keeper:
@@ -89,7 +90,7 @@ class Keeper:
             self._rewind()
             if self._saved != self._place():
                 self.save()
-            raise Stopped(f"{error}, the state is saved; go on with: {self._resume}") from None
+            raise Stopped(f"{error}, the state is saved; go on with: {self._resume}", saved=True) from None
         signals.allow()
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:

@@ -48,7 +48,7 @@ def check() -> None:
         _Stop.at_once = False
         if _Stop.signal == "SIGHUP":
             _leave_terminal()  # when the signal came, the terminal may still have looked alive
-        raise Stopped(f"stopped by {_Stop.signal}", 128 + signal.Signals[_Stop.signal])  # nothing is saved here
+        raise Stopped(f"stopped by {_Stop.signal}")
 
 
 def hold() -> None:
