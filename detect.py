@@ -28,7 +28,7 @@ from utils.errors import UserError, many, printable, run_cli, suggest
 from utils.metrics import Detections, detections_to_coco
 from utils.options import DetectOptions, parse
 from utils.plots import draw_boxes
-from utils.rundir import RunDir, distinct, new_run
+from utils.rundir import RunDir, distinct, met_again, new_run
 from val import load_model, to_original_boxes, yolo_rows
 
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -246,12 +246,13 @@ def main(argv: list[str] | None = None) -> None:
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
         raise UserError(f"--classes {max(options.classes)}: the model has {many(len(names), 'class')}: {listed}")
     imgsz = options.imgsz or -(-content["imgsz"] // MAX_STRIDE) * MAX_STRIDE
-    if again := len(files) - len({file.stem for file in files}):
-        print(f"warning: {many(again, 'file')} called as another: _2, _3, … is added to what is written of them")
+    for line in met_again([file.stem for file in files], "file"):
+        print(line)
     run, frames = new_run(options.project, options.name, options.exist_ok), 0
     with ExitStack() as stack:
         writer = Writer(run, options, names, stack)
-        for frames, frame in enumerate(read_frames(files, options.vid_stride), 1):  # noqa: B007
+        for frame in read_frames(files, options.vid_stride):
+            frames += 1
             start = time.perf_counter()
             found = detect_frame(model, device, frame.image, imgsz, options)
             milliseconds = (time.perf_counter() - start) * 1000

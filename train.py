@@ -42,21 +42,19 @@ from utils.errors import Stopped, TrainingDiverged, UserError, many, run_cli
 from utils.fingerprint import check_same_run, fingerprint
 from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only
 from utils.hyp import Hyp, doubts, hyp_table
-from utils.keeper import Keeper, on_disk
+from utils.keeper import Keeper, before_training
 from utils.loggers import Logger, Progress, build_loggers
 from utils.lr_finder import describe, range_test, suggest, write_csv
 from utils.metrics import fitness
 from utils.optim import (
     NamedOptimizerState,
-    accumulation,
     build_optimizer,
     check_parts,
     clip_gradients,
     describe_groups,
     describe_update,
     plain_lr,
-    scaled_lr,
-    scaled_weight_decay,
+    plan_update,
 )
 from utils.options import TrainOptions, parse
 from utils.plots import plot_images, plot_labels, plot_lr, plot_lr_find, plot_results
@@ -350,17 +348,17 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
     return Data(config, splits, imgsz, train, val, loader, val_loader)
 
 
-def build_training(options: TrainOptions, origin: Origin, data: Data, precision: Precision) -> tuple[Training, LRCurve]:
-    """Build model, optimizer, schedule and state, and say what will be trained and how."""
+def build_training(
+    options: TrainOptions, origin: Origin, data: Data, precision: Precision, start: dict[str, Any] | None = None
+) -> tuple[Training, LRCurve]:
+    """Build model, optimizer, schedule and state, and say what will be trained and how.
+
+    start: the checkpoint of `--weights`, where it was read already.
+    """
     hyp = origin.hyp
-    model, source = make_model(options, origin, data, precision)
+    model, source = make_model(options, origin, data, precision, start)
     frozen = freeze(model, options.freeze)
-    accumulate = accumulation(options.batch_size, hyp.nominal_batch)
-    effective = min(accumulate * options.batch_size, len(data.train))  # a small set is one step
-    decay = hyp.weight_decay
-    if hyp.scale_weight_decay:
-        decay = scaled_weight_decay(decay, effective, hyp.nominal_batch)
-    lr0 = scaled_lr(hyp.lr0, hyp.lr_batch_rule, effective, hyp.nominal_batch)
+    accumulate, _, lr0, decay = plan = plan_update(hyp, options.batch_size, len(data.train))
     check_parts(model, hyp.lr_scale)
     optimizer = build_optimizer(model, hyp, lr0, decay, fused=precision.device.type in ("cpu", "cuda"))
     ema, guard = ModelEMA(model, hyp.ema_decay, hyp.ema_tau), StepGuard(model, optimizer, data.train.path)
@@ -371,14 +369,13 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
     say(f"model        {model.config.name}, {count_parameters(model):,} parameters; {source}")
     say(f"device       {precision.device}, {precision.description}")
     for line in (
-        *describe_update(hyp, options.batch_size, accumulate, effective, lr0, decay),
+        *describe_update(hyp, options.batch_size, plan),
         f"schedule     {describe_schedule(hyp, options.schedule, lr0 * schedule.factor(origin.course.epochs - 1))}",
         *describe_mosaic(hyp.mosaic, hyp.close_mosaic, curve),
         *(f"warning: {doubt}" for doubt in doubts(hyp)),
         *describe_groups(model, optimizer),
+        *describe_curve(curve),
     ):
-        say(line)
-    for line in describe_curve(curve):
         say(line)
     stopping = EarlyStopping(options.patience)
     parts = {
@@ -410,7 +407,9 @@ def build_training(options: TrainOptions, origin: Origin, data: Data, precision:
     return training, curve
 
 
-def make_model(options: TrainOptions, origin: Origin, data: Data, precision: Precision) -> tuple[YOLO, str]:
+def make_model(
+    options: TrainOptions, origin: Origin, data: Data, precision: Precision, start: dict[str, Any] | None = None
+) -> tuple[YOLO, str]:
     """Return the model of the run, on its device, and in words where its weights come from."""
     if origin.content is not None:
         model, source = rebuild_model(origin.content["model"], data.config.names)
@@ -422,6 +421,7 @@ def make_model(options: TrainOptions, origin: Origin, data: Data, precision: Pre
             options.seed,
             cfg_given="cfg" in options.explicit,
             download=options.download,
+            content=start,
         )
     model = dist.synchronised(model) if options.sync_bn else model
     model = model.to(precision.device, memory_format=torch.channels_last)
@@ -490,7 +490,7 @@ def open_output(
 
 
 def run_fingerprint(data: Data, training: Training) -> dict[str, Any]:
-    read = {"train": data.train.digest, "val": data.val.digest, "files": data.train.stored(), "imgsz": data.imgsz}
+    read = {"train": data.train.digest, "val": data.val.digest, "files": data.train.stored, "imgsz": data.imgsz}
     return fingerprint(read, training.precision.device, training.precision.description, dist.world_size())
 
 
@@ -506,7 +506,7 @@ def build_keeper(training: Training, output: Output | None, options: TrainOption
         training.state,
         write,
         minutes=0 if options.nosave else options.save_minutes,
-        resume=f"{dist.launcher()} train.py --resume {path}",
+        resume=resume_command(path),
         buffers=training.model.buffers() if training.accumulate > 1 else (),
     )
     if resumed:
@@ -624,7 +624,7 @@ def profile_run(training: Training, options: TrainOptions) -> None:
 
     folder, steps = side_folder(options, "profile"), options.profile
     say(f"profile      {WARM_UP} steps to warm up, then {steps} that are timed and {steps} that are recorded")
-    for line in profile_steps(step, options.profile, folder, training.precision.device):
+    for line in profile_steps(step, steps, folder, training.precision.device):
         say(line)
     say(f"profile      in {folder}: profile.txt, and trace.json for chrome://tracing; no run begun")
 
@@ -669,7 +669,7 @@ def main(argv: list[str] | None = None) -> None:
         path = resolve_resume(options.resume, options.project)
         lock = RunLock(path.parents[1]) if dist.is_main() else None  # before the state is read
         options, origin = go_on(replace(options, resume=str(path)), path)
-    with on_disk(way_on(options, origin)):
+    with before_training(way_on(options, origin)):
         build_and_run(options, origin, lock)
     dist.stop()
 
@@ -679,14 +679,18 @@ def way_on(options: TrainOptions, origin: Origin) -> str | None:
     if origin.content is None:
         return None
     longer = f" --epochs {options.epochs} --extend {options.extend}" if options.extend else ""
-    return f"{dist.launcher()} train.py --resume {origin.folder}{longer}"
+    return f"{resume_command(origin.folder)}{longer}"
+
+
+def resume_command(folder: str | Path | None) -> str:
+    return f"{dist.launcher()} train.py --resume {folder}"
 
 
 def build_and_run(options: TrainOptions, origin: Origin, lock: RunLock | None) -> None:
     """Build all that a run is made of, and train, or do what takes the place of training."""
     if origin.folder is None:
         check_place(options.project, options.name, options.exist_ok)
-    check_request(options.cfg, options.weights if origin.content is None else "", options.imgsz)
+    start = check_request(options.cfg, options.weights if origin.content is None else "", options.imgsz)
     set_deterministic(options.deterministic)
     device = select_device(options.device, dist.local_rank(), dist.local_world_size())
     if device.type == "cpu":
@@ -694,7 +698,8 @@ def build_and_run(options: TrainOptions, origin: Origin, lock: RunLock | None) -
     precision = Precision(device, options.amp)
     dist.start(device)
     data = build_data(options, origin, device)
-    training, curve = build_training(options, origin, data, precision)
+    training, curve = build_training(options, origin, data, precision, start)
+    del start  # the model has its weights
     restore(training, data, options, origin)
     with contextlib.closing(data.train_loader), contextlib.closing(data.val_loader):
         if options.plan:

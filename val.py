@@ -45,7 +45,7 @@ from utils.metrics import (
 )
 from utils.options import ValOptions, parse
 from utils.plots import plot_confusion, plot_curves, plot_images
-from utils.rundir import RunDir, distinct, new_run
+from utils.rundir import RunDir, distinct, met_again, new_run
 
 
 @dataclass(frozen=True)
@@ -227,10 +227,8 @@ def save_detections(run: RunDir, options: ValOptions, evaluation: Evaluation, tr
             one = evaluation.detections.take(evaluation.detections.image == i)
             rows = yolo_rows(one, tuple(truth.sizes[i].tolist()), options.save_conf)
             (folder / f"{name}.txt").write_text(rows)
-        if again := len(stems) - len(set(stems)):
-            print(
-                f"warning: {many(again, 'image')} called as another in another folder: _2, _3, … is added to the name"
-            )
+        for line in met_again(stems, "image"):
+            print(line)
 
 
 def yolo_rows(found: Detections, size: tuple[int, int], with_scores: bool) -> str:

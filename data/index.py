@@ -74,6 +74,7 @@ class Index:
         own = slice(self.offsets[i], self.offsets[i + 1])
         return self.classes[own], self.boxes[own]
 
+    @cached_property
     def stored(self) -> str:
         """sha256 over the sizes in bytes of all image files: few are as long as before once their pixels were changed.
 

@@ -104,7 +104,8 @@ def refusal(config: DataConfig, found: Found, stops: Sequence[Fault], file: str)
     if hopeless:
         way = f"mend them; --skip-bad can't do without {', '.join(hopeless)}"
     others = f", beside {len(found) - len(stops):,} that don't" if len(found) > len(stops) else ""
-    stop = f"{many(_count(stops), 'fault')} stop{'s' * (_count(stops) == 1)} the run"
+    count = _count(stops)
+    stop = f"{many(count, 'fault')} stop{'s' * (count == 1)} the run"
     lines = [f"{config.file}: {stop}{others}{f'; all are listed in {file}' if file else ''}"]
     kinds = _told(stops)
     for kind, faults in list(kinds.items())[:SHOWN_KINDS]:

@@ -15,18 +15,22 @@ from utils.seed import torch_seeded
 TORCHVISION = "torchvision:"
 
 
-def check_request(cfg: str, weights: str, imgsz: int) -> None:
-    """Raise the `UserError` that can be known without the data: before minutes are spent on reading them."""
+def check_request(cfg: str, weights: str, imgsz: int) -> dict[str, Any] | None:
+    """Raise the `UserError` that can be known without the data: before minutes are spent on reading them.
+
+    Returns:
+        the checkpoint, where `weights` is one: it is read whole to be checked.
+    """
     parse_cfg(cfg)
     check_imgsz(imgsz)
     if not weights or weights.startswith(TORCHVISION):
-        return
+        return None
     if not Path(weights).is_file():
         what = "a folder, not a checkpoint" if Path(weights).is_dir() else "no such file"
         folder = Path(weights).parent
         near = suggest(Path(weights).name, [path.name for path in folder.glob("*.pt")]) if folder.is_dir() else ""
         raise UserError(f"--weights {weights}: {what}{near}")
-    load_checkpoint(Path(weights))
+    return load_checkpoint(Path(weights))
 
 
 def rebuild_model(description: dict[str, Any], names: tuple[str, ...]) -> tuple[YOLO, str]:
@@ -36,7 +40,13 @@ def rebuild_model(description: dict[str, Any], names: tuple[str, ...]) -> tuple[
 
 
 def build_model(
-    cfg: str, weights: str, names: tuple[str, ...], seed: int, cfg_given: bool, download: bool = False
+    cfg: str,
+    weights: str,
+    names: tuple[str, ...],
+    seed: int,
+    cfg_given: bool,
+    download: bool = False,
+    content: dict[str, Any] | None = None,
 ) -> tuple[YOLO, str]:
     """Build the model and say where its weights come from.
 
@@ -44,6 +54,7 @@ def build_model(
         cfg: `yolo-n` … `yolo-x`.  cfg_given: the user typed it; else a checkpoint's own shape is taken.
         weights: empty (random), a checkpoint, `torchvision:NAME` (ImageNet weights) or `torchvision:NAME:random`.
         download: ImageNet weights that are not on this machine may be fetched.
+        content: of the checkpoint, where it was read already.
     Raises:
         UserError: unknown names, unreadable weights.
     """
@@ -60,7 +71,7 @@ def build_model(
     if not weights:
         with torch_seeded(seed, "init"):
             return YOLO(ModelConfig(size, len(names))), "random weights"
-    content = load_checkpoint(Path(weights))
+    content = content or load_checkpoint(Path(weights))
     own = ModelConfig.from_dict(content["model"], weights)
     config = ModelConfig(size if cfg_given else own.size, len(names), own.backbone)
     with torch_seeded(seed, "init"):

@@ -30,17 +30,23 @@ class Progressing(Protocol):
     means: dict[str, Tensor]
 
 
+def state_saved(stopped: Stopped, resume: str) -> Stopped:
+    """The stop, in words that say how to go on."""
+    return Stopped(f"{stopped}, the state is saved; go on with: {resume}", saved=True)
+
+
 @contextlib.contextmanager
-def on_disk(resume: str | None) -> Iterator[None]:
+def before_training(resume: str | None) -> Iterator[None]:
     """Say of a stop before training what is on the disk: the state that the run goes on from by `resume`, or none."""
     try:
         yield
     except Stopped as stopped:
         if stopped.saved:
             raise
-        known = f"{stopped}, the state is saved; go on with: {resume}"
-        none = f"{stopped} before training began: nothing is saved, so start it again without --resume"
-        raise Stopped(known if resume else none, saved=True) from None
+        if resume is not None:
+            raise state_saved(stopped, resume) from None
+        again = "nothing is saved, so start it again without --resume"
+        raise Stopped(f"{stopped} before training began: {again}", saved=True) from None
 
 
 class Keeper:
@@ -90,7 +96,7 @@ class Keeper:
             self._rewind()
             if self._saved != self._place():
                 self.save()
-            raise Stopped(f"{error}, the state is saved; go on with: {self._resume}", saved=True) from None
+            raise state_saved(error, self._resume) from None
         signals.allow()
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:

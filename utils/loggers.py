@@ -200,8 +200,8 @@ class Progress:
         self._last_redraw = time.perf_counter()
         taken = tqdm.format_interval(time.perf_counter() - self._start)
         fixed = f"{self.desc} {self._done}/{self.total} [{taken}<{taken}], "
-        parts = self._facts_words(digits=3)
-        while parts and len(fixed) + len(" ".join(parts)) >= shutil.get_terminal_size().columns:
+        parts, room = self._facts_words(digits=3), shutil.get_terminal_size().columns - len(fixed)
+        while parts and len(" ".join(parts)) >= room:
             parts.pop()  # rather none than half of one
         self._bar.set_postfix_str(" ".join(parts), refresh=False)
         self._bar.n = self._done

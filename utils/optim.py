@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -200,11 +200,28 @@ def scaled_lr(lr0: float, rule: str, effective_batch: int, nominal_batch: int) -
     return lr0 * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]
 
 
-def describe_update(hyp: Hyp, batch_size: int, accumulate: int, effective: int, lr0: float, decay: float) -> list[str]:
-    """Say how batches become updates, and everything about them that was derived rather than given.
+class UpdatePlan(NamedTuple):
+    """accumulate: batches an update.  images: in one, at most.  lr0, weight_decay: as the optimizer has them."""
 
-    accumulate: batches an update.  effective: images an update.  lr0, decay: as the optimizer has them.
-    """
+    accumulate: int
+    images: int
+    lr0: float
+    weight_decay: float
+
+
+def plan_update(hyp: Hyp, batch_size: int, count: int) -> UpdatePlan:
+    """Return how batches of a set of `count` images become updates, and what of `hyp` is scaled by that."""
+    accumulate = accumulation(batch_size, hyp.nominal_batch)
+    images = min(accumulate * batch_size, count)  # a small set is one step
+    lr0, decay = scaled_lr(hyp.lr0, hyp.lr_batch_rule, images, hyp.nominal_batch), hyp.weight_decay
+    if hyp.scale_weight_decay:
+        decay = scaled_weight_decay(decay, images, hyp.nominal_batch)
+    return UpdatePlan(accumulate, images, lr0, decay)
+
+
+def describe_update(hyp: Hyp, batch_size: int, plan: UpdatePlan) -> list[str]:
+    """Say how batches become updates, and everything about them that was derived rather than given."""
+    accumulate, effective, lr0, decay = plan
     nominal = f" (nominal_batch {hyp.nominal_batch})" if hyp.nominal_batch else ""
     few = ", all there are" if effective < accumulate * batch_size else ""
     step = f"{accumulate} a step{nominal}: {many(effective, 'image')} an update{few}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from utils.errors import UserError, suggest
+from utils.errors import UserError, many, suggest
 
 try:
     import fcntl
@@ -130,6 +130,12 @@ def distinct(names: Sequence[str]) -> list[str]:
         seen.add(new)
         found.append(new)
     return found
+
+
+def met_again(names: Sequence[str], one: str) -> list[str]:
+    """Warn of names that `distinct` changes, `one` being what each is the name of."""
+    count = len(names) - len(set(names))
+    return [f"warning: {many(count, one)} called as another: _2, _3, … is added to that name"] if count else []
 
 
 def check_place(project: str | Path, name: str, exist_ok: bool) -> None:
