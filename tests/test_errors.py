@@ -149,6 +149,7 @@ def test_what_is_shown_can_be_printed_anywhere(text: str, shown: str) -> None:
         (1, "class", "1 class"),
         (2, "class", "2 classes"),
         (2, "suspicious box", "2 suspicious boxes"),
+        (2, "batch", "2 batches"),
     ],
 )
 def test_numbers_with_what_they_count(count: int, one: str, words: str) -> None:
