@@ -150,6 +150,7 @@ def test_what_is_shown_can_be_printed_anywhere(text: str, shown: str) -> None:
         (2, "class", "2 classes"),
         (2, "suspicious box", "2 suspicious boxes"),
         (2, "batch", "2 batches"),
+        (2, "epoch", "2 epochs"),
     ],
 )
 def test_numbers_with_what_they_count(count: int, one: str, words: str) -> None:

@@ -76,8 +76,8 @@ def many(count: int, one: str) -> str:
 
 
 def plural(count: int, one: str) -> str:
-    """The word for so many: `image` or `images`; with `es` where it ends in `s`, `x` or `ch`."""
-    return one if count == 1 else one + ("es" if one.endswith(("s", "x", "ch")) else "s")
+    """The word for so many: `image` or `images`; with `es` where it ends in `s`, `x` or `tch` (batch, not epoch)."""
+    return one if count == 1 else one + ("es" if one.endswith(("s", "x", "tch")) else "s")
 
 
 def printable(text: str) -> str:
