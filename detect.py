@@ -131,7 +131,8 @@ def detect_frame(
     height, width = image.shape[:2]
     small = resize_long_side(image, imgsz)
     shape = (-(-side // MAX_STRIDE) * MAX_STRIDE for side in small.shape[:2])
-    canvas, left, top = letterbox(small, *shape)
+    canvas = np.empty((*shape, 3), np.uint8)
+    left, top = letterbox(small, canvas)
     batch = torch.from_numpy(canvas).permute(2, 0, 1)[None].to(device)
     found = detect(
         model(batch),

@@ -127,8 +127,9 @@ def loader(settings: Facts) -> tuple[Run, Facts]:
         now = next(epoch)
         if workers:
             return made_by_workers(map(len, batches.epoch(now)), PREFETCH * workers)
-        for i in epoch_order(0, now, len(index))[0]:
-            dataset[SampleKey(now, int(i))]
+        keys = [SampleKey(now, int(i)) for i in epoch_order(0, now, len(index))[0]]
+        for first in range(0, len(keys), settings["batch"]):  # as a worker does
+            dataset.samples(keys[first : first + settings["batch"]])
         return {"images": len(index)}
 
     run()

@@ -30,13 +30,13 @@ class Picture(NamedTuple):
     classes: np.ndarray
 
 
-def letterbox(image: np.ndarray, height: int, width: int) -> tuple[np.ndarray, int, int]:
-    """Centre an image on a grey `height`×`width` canvas: (canvas, left padding, top padding)."""
-    high, wide = image.shape[:2]
+def letterbox(image: np.ndarray, canvas: np.ndarray) -> tuple[int, int]:
+    """Put an image into the middle of a canvas of its size or larger, grey around it: (left padding, top padding)."""
+    (high, wide), (height, width) = image.shape[:2], canvas.shape[:2]
     left, top = (width - wide) // 2, (height - high) // 2
-    canvas = np.full((height, width, 3), GREY[0], np.uint8)
+    canvas[...] = GREY[0]
     canvas[top : top + high, left : left + wide] = image
-    return canvas, left, top
+    return left, top
 
 
 class Tile(NamedTuple):
@@ -105,7 +105,19 @@ class Affine(NamedTuple):
         return np.array([*rows, depth])
 
 
-def compose(tiles: Sequence[Tile], source: tuple[int, int], matrix: np.ndarray, target: tuple[int, int]) -> Picture:
+class Composite(NamedTuple):
+    """A picture whose boxes are yet to be made, by `settle`: of those of its parts, each part with its way into it."""
+
+    image: np.ndarray
+    parts: list[Picture]
+    ways: list[tuple[float, ...]]  # of a box's four coordinates: gain · 4, shift · 4, least value · 4, greatest · 4
+    mirrored: tuple[bool, bool] = False, False  # left-right, top-bottom, after all that
+
+
+STAY = (*[1.0] * 4, *[0.0] * 4, *[-math.inf] * 4, *[math.inf] * 4)  # the way of boxes that lie in the picture
+
+
+def compose(tiles: Sequence[Tile], source: tuple[int, int], matrix: np.ndarray, target: tuple[int, int]) -> Composite:
     """Lay tiles on a canvas of `source` (width, height) and warp it by a 3×3 `matrix` to `target`, grey elsewhere.
 
     Where nothing is turned, sheared or tilted, each tile is resized right into its place, and no canvas is made: the
@@ -113,28 +125,43 @@ def compose(tiles: Sequence[Tile], source: tuple[int, int], matrix: np.ndarray, 
     """
     (gain_x, skew_x, shift_x), (skew_y, gain_y, shift_y), depth = matrix.tolist()
     if skew_x or skew_y or depth[0] or depth[1] or gain_x <= 0 or gain_y <= 0:
-        return warp(paste(tiles, *source), matrix, *target)
+        picture = warp(paste(tiles, *source), matrix, *target)
+        return Composite(picture.image, [picture], [STAY])
     across, down = (source[0], target[0], gain_x, shift_x), (source[1], target[1], gain_y, shift_y)
     image = np.full((target[1], target[0], 3), GREY[0], np.uint8)
-    shown, ways = [], []
-    for (own, boxes, classes), x, y in tiles:
-        left, right, u1, u2 = _span(x, own.shape[1], *across)
-        top, bottom, v1, v2 = _span(y, own.shape[0], *down)
+    parts, ways = [], []
+    for part, x, y in tiles:
+        left, right, u1, u2 = _span(x, part.image.shape[1], *across)
+        top, bottom, v1, v2 = _span(y, part.image.shape[0], *down)
         if u1 == u2 or v1 == v2:
             continue
-        cv2.resize(own[top:bottom, left:right], (u2 - u1, v2 - v1), dst=image[v1:v2, u1:u2])
+        cv2.resize(part.image[top:bottom, left:right], (u2 - u1, v2 - v1), dst=image[v1:v2, u1:u2])
         gain, high = ((u2 - u1) / (right - left), (v2 - v1) / (bottom - top)), (u2, v2)
         shift = u1 - left * gain[0], v1 - top * gain[1]
         ways.append((*gain, *gain, *shift, *shift, u1, v1, u1, v1, *high, *high))
-        shown.append((boxes, classes))
-    if not shown:
-        return Picture(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-    boxes, classes = (np.concatenate(parts) for parts in zip(*shown, strict=True))
-    way = np.array(ways).repeat([len(own) for _, own in shown], axis=0)  # a box goes the way of its tile
+        parts.append(part)
+    return Composite(image, parts, ways)
+
+
+def settle(composites: Sequence[Composite]) -> list[Picture]:
+    """Give composites the boxes that are still worth keeping, all in one pass."""
+    parts = [part for composite in composites for part in composite.parts]
+    if not parts:
+        return [Picture(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64)) for image, *_ in composites]
+    boxes, classes = (np.concatenate([getattr(part, name) for part in parts]) for name in ("boxes", "classes"))
+    ways = np.array([way for composite in composites for way in composite.ways])
+    way = ways.repeat([len(part.boxes) for part in parts], axis=0)  # a box goes the way of its part
     moved = boxes * way[:, 0:4] + way[:, 4:8]
     seen = np.minimum(np.maximum(moved, way[:, 8:12]), way[:, 12:16])
     keep = _worth_keeping(seen, _areas(seen) / np.maximum(_areas(moved), TINY))
-    return Picture(image, seen[keep].astype(np.float32), classes[keep])
+    seen, classes = seen[keep].astype(np.float32), classes[keep].astype(np.int64)
+    kept, last, pictures = [0, *keep.cumsum().tolist()], 0, []
+    for image, own, _, mirrored in composites:
+        first, last = last, last + sum(len(part.boxes) for part in own)
+        picture = Picture(image, seen[kept[first] : kept[last]], classes[kept[first] : kept[last]])
+        _mirror(picture.boxes, image.shape[1], image.shape[0], *mirrored)
+        pictures.append(picture)
+    return pictures
 
 
 def _span(start: int, length: int, source: int, target: int, gain: float, shift: float) -> tuple[int, int, int, int]:
@@ -237,11 +264,10 @@ def _enclose_inside(quads: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return _clip_boxes(np.where(np.isfinite(boxes).all(1, keepdims=True), boxes, 0.0), size)
 
 
-def mixup(first: Picture, second: Picture, share: float) -> Picture:
+def mixup(first: Composite, second: Composite, share: float) -> Composite:
     """Blend two pictures of one size, `share` of the first; all boxes of both stay (Zhang et al. 2018)."""
     image = cv2.addWeighted(first.image, share, second.image, 1 - share, 0)
-    boxes = np.concatenate([first.boxes, second.boxes])
-    return Picture(image, boxes, np.concatenate([first.classes, second.classes]))
+    return Composite(image, first.parts + second.parts, first.ways + second.ways)
 
 
 def hsv_draw(image: np.ndarray, numbers: Sequence[float], hue: float, saturation: float, value: float) -> np.ndarray:
@@ -253,9 +279,12 @@ def hsv_draw(image: np.ndarray, numbers: Sequence[float], hue: float, saturation
     return hsv_matrix(image, hue * turn, 1 + saturation * vivid, 1 + value * bright)
 
 
-def recolour(image: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """Multiply the RGB of every pixel, in its place, by a 3×3 matrix, rounded and kept within 0 and 255."""
-    return image if colour is SAME else cv2.transform(image, colour, dst=image)
+def recolour(image: np.ndarray, colour: np.ndarray, out: np.ndarray) -> None:
+    """Multiply the RGB of every pixel by a 3×3 matrix, rounded and kept within 0 and 255. `out` may be `image`."""
+    if colour is not SAME:
+        cv2.transform(image, colour, dst=out)
+    elif out is not image:
+        out[...] = image
 
 
 def hsv_matrix(image: np.ndarray, turn: float, saturation: float, value: float) -> np.ndarray:
@@ -266,26 +295,32 @@ def hsv_matrix(image: np.ndarray, turn: float, saturation: float, value: float) 
     turned about the axis of greys. One matrix costs a fifteenth of the way to HSV and back, and gives pictures of the
     same mean and spread.
     """
-    largest = image[::SPARSE, ::SPARSE].argmax(-1)
-    weights = np.bincount(largest.ravel(), minlength=3) / largest.size
+    counts = np.bincount(image[::SPARSE, ::SPARSE].argmax(-1).ravel(), minlength=3).tolist()
+    red, green, blue = (count / sum(counts) for count in counts)
     cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
     same, side = (1 - cos) / 3, sin / math.sqrt(3)
     near, before, after = cos + same, same - side, same + side
-    turned = np.array([[near, before, after], [after, near, before], [before, after, near]])
-    changed = value * saturation * turned + value * (1 - saturation) * (weights @ turned)
-    return changed.astype(np.float32)
+    turned = (near, before, after), (after, near, before), (before, after, near)
+    top = [red * one + green * two + blue * three for one, two, three in zip(*turned, strict=True)]
+    vivid, grey = value * saturation, value * (1 - saturation)
+    rows = [[vivid * own + grey * v for own, v in zip(row, top, strict=True)] for row in turned]
+    return np.array(rows, np.float32)
 
 
-def flip(picture: Picture, horizontal: bool, vertical: bool) -> Picture:
-    """Mirror a picture left-right, top-bottom, or both."""
-    if not (horizontal or vertical):
-        return picture
-    image, boxes, classes = picture
-    height, width = image.shape[:2]
-    mirrored = boxes.copy()
+def finish(composite: Composite, colour: np.ndarray, mirrored: tuple[bool, bool], out: np.ndarray) -> Composite:
+    """Recolour a picture, and mirror it left-right, top-bottom, or both, into the pixels of `out`."""
+    image, (horizontal, vertical) = composite.image, mirrored
+    if horizontal or vertical:
+        recolour(image, colour, image)
+        cv2.flip(image, -1 if horizontal and vertical else int(horizontal), dst=out)
+    else:
+        recolour(image, colour, out)
+    return composite._replace(image=out, mirrored=mirrored)
+
+
+def _mirror(boxes: np.ndarray, width: int, height: int, horizontal: bool, vertical: bool) -> None:
+    """Mirror boxes `[n, 4]` in their place in the picture."""
     if horizontal:
-        mirrored[:, 0], mirrored[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
+        boxes[:, 0::2] = width - boxes[:, 2::-2]
     if vertical:
-        mirrored[:, 1], mirrored[:, 3] = height - boxes[:, 3], height - boxes[:, 1]
-    code = -1 if horizontal and vertical else int(horizontal)
-    return Picture(cv2.flip(image, code), mirrored, classes)
+        boxes[:, 1::2] = height - boxes[:, 3::-2]

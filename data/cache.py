@@ -152,9 +152,11 @@ def _reduced(header: Header, imgsz: int) -> int:
     The inverse transform of a block at a lower frequency is the mean over its pixels, as in a resize by area. Only
     where both sides are multiples of the divisor: else the last column would stand for fewer pixels than the others.
     """
-    size = header.size if header.kind == "JPEG" else (0, 0)
-    fits = (divisor for divisor in REDUCED if max(size) >= divisor * imgsz and not any(side % divisor for side in size))
-    return REDUCED.get(next(fits, 1), RGB)
+    if header.kind == "JPEG":
+        for divisor, flag in REDUCED.items():
+            if max(header.size) >= divisor * imgsz and not (header.width % divisor or header.height % divisor):
+                return flag
+    return RGB
 
 
 def resize_long_side(image: np.ndarray, imgsz: int) -> np.ndarray:

@@ -13,7 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.augment import SAME, Affine, Picture, Tile, compose, flip, hsv_draw, letterbox, mixup, mosaic, recolour
+from data.augment import (
+    SAME,
+    Affine,
+    Composite,
+    Picture,
+    Tile,
+    compose,
+    finish,
+    hsv_draw,
+    letterbox,
+    mixup,
+    mosaic,
+    settle,
+)
 from data.cache import AUTO_SHARE, ImageCache, ImageList, available_memory, build_cache, load_indexed, resized_sizes
 from data.processes import FORKS
 from data.recent import RecentImages
@@ -24,7 +37,9 @@ from utils.seed import rng
 NEAR = 64  # images before a sample, in the order of its epoch, that its partners are drawn from
 NO_WAY = torch.full((4,), torch.nan)  # the letterbox of a sample that is none
 ORDERS = tuple(permutations(range(4)))
-KEPT = 2 * NEAR  # decoded images that a process remembers
+TOGETHER = 8  # samples that are made step by step
+KEPT = 2 * NEAR  # decoded images that a process remembers, at most
+DROPPED = 8  # of them at a time
 
 
 class Labels(ImageList, Protocol):
@@ -138,7 +153,7 @@ class DetectionDataset(Dataset[Sample]):
         self._first_plain_epoch = epochs - hyp.close_mosaic
         self._affine = Affine(hyp.degrees, hyp.translate, hyp.scale, hyp.shear, hyp.perspective)
         self._cache: ImageCache | None = build_cache(index, imgsz, cache) if cache else None
-        self._recent: dict[int, np.ndarray] = {}
+        self._recent: dict[int, Picture] = {}
         self.shared: RecentImages | None = None  # in a worker: see `room_to_share`
         self._boxes, self._classes, self._offsets = _without_crowds(index)
 
@@ -152,7 +167,23 @@ class DetectionDataset(Dataset[Sample]):
         return self._rect_shape(self.index.sizes)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        return self._training_sample(key) if self.augment else self._plain_sample(key.index)
+        return self.samples([key])[0]
+
+    def samples(self, keys: Sequence[SampleKey], pixels: np.ndarray | None = None) -> list[Sample]:
+        """The samples of `keys`, as `self[key]` is for each, in less time for several.
+
+        All are of one shape; their images lie side by side in `pixels`, uint8 of `batch_shape`, or in new memory.
+        """
+        if pixels is None:
+            pixels = np.empty(self.batch_shape(keys), np.uint8)
+        if not self.augment:
+            return [self._plain_sample(key.index, image) for key, image in zip(keys, pixels, strict=True)]
+        chunks = (slice(first, first + TOGETHER) for first in range(0, len(keys), TOGETHER))
+        return [sample for some in chunks for sample in self._training_samples(keys[some], pixels[some])]
+
+    def batch_shape(self, keys: Sequence[SampleKey]) -> tuple[int, int, int, int]:
+        """Of the pixels of these samples, which are of one shape: their number, height, width and 3."""
+        return len(keys), *self._shape(keys[0].index), 3
 
     def _rect_shape(self, sizes: np.ndarray) -> np.ndarray:
         return -(-resized_sizes(sizes, self.imgsz)[..., ::-1] // self.stride) * self.stride
@@ -181,25 +212,25 @@ class DetectionDataset(Dataset[Sample]):
 
     def _load(self, i: int, key: SampleKey | None = None) -> Picture:
         """Image `i`, its long side resized to `imgsz`, with its boxes, for a training sample or a plain one."""
-        image = self._cache[i] if self._cache is not None else self._decode(i, key)
+        if self._cache is not None:
+            return self._labelled(i, self._cache[i])
+        if key is None:
+            return self._labelled(i, load_indexed(self.index, i, self.imgsz))
+        picture = self._recent.get(i)
+        if picture is None:
+            picture = self._labelled(i, self._decode_once(i, key.epoch))
+            if len(self._recent) >= KEPT:
+                self._forget(key)
+            self._recent[i] = picture
+        return picture
+
+    def _labelled(self, i: int, image: np.ndarray) -> Picture:
         begin, end = self._offsets[i : i + 2].tolist()
         boxes = self._boxes[begin:end]
         (width, height), (own_height, own_width, _) = self.index.sizes[i].tolist(), image.shape
         if (own_width, own_height) != (width, height):
             boxes = boxes * np.array([own_width / width, own_height / height] * 2, np.float32)
         return Picture(image, boxes, self._classes[begin:end])
-
-    def _decode(self, i: int, key: SampleKey | None) -> np.ndarray:
-        """Image `i`, for a training sample from memory where this process has just had it."""
-        if key is None:
-            return load_indexed(self.index, i, self.imgsz)
-        image = self._recent.get(i)
-        if image is None:
-            image = self._decode_once(i, key.epoch)
-            if len(self._recent) == KEPT:
-                self._forget(key)
-            self._recent[i] = image
-        return image
 
     def _decode_once(self, i: int, epoch: int) -> np.ndarray:
         """Image `i` from another worker that has decoded it, or else from its file, for the others too."""
@@ -213,39 +244,54 @@ class DetectionDataset(Dataset[Sample]):
         return image
 
     def _forget(self, key: SampleKey) -> None:
-        """Drop the image in memory that is needed last, for its own sample or for those just after it."""
-        kept = np.fromiter(self._recent, np.int64, KEPT)
+        """Drop those images in memory that are needed last, for their own sample or for those just after it."""
+        kept = np.fromiter(self._recent, np.int64)
         now, after = (epoch_order(self.seed, epoch, len(self))[1] for epoch in (key.epoch, key.epoch + 1))
         passed = now[kept] + NEAR < now[key.index]
-        del self._recent[int(kept[np.where(passed, len(self) + after[kept], now[kept]).argmax()])]
+        needed = np.where(passed, len(self) + after[kept], now[kept])
+        for i in kept[needed.argsort()[-DROPPED:]].tolist():
+            del self._recent[i]
 
-    def _plain_sample(self, i: int) -> Sample:
+    def _plain_sample(self, i: int, out: np.ndarray) -> Sample:
         image, boxes, classes = self._load(i)
         gain = image.shape[1::-1] / self.index.sizes[i]
-        canvas, left, top = letterbox(image, *self._shape(i))
+        left, top = letterbox(image, out)
         boxes = boxes + np.array([left, top, left, top], np.float32)
         letterbox_way = torch.tensor([*gain, left, top], dtype=torch.float32)
-        return self._sample(Picture(canvas, boxes, classes), i, letterbox_way)
+        return self._sample(Picture(out, boxes, classes), i, letterbox_way)
 
-    def _training_sample(self, key: SampleKey) -> Sample:
-        hyp, composite = self.hyp, self._composes(key.epoch)
-        numbers = Numbers.draw(self.seed, key, 0)
-        picture = self._warped(key, numbers, composite)
-        if composite and numbers.mixup[0] < hyp.mixup:
+    def _training_samples(self, keys: Sequence[SampleKey], pixels: np.ndarray) -> list[Sample]:
+        """A few samples, one step after the other for all of them: what a step needs stays in the processor's caches.
+
+        What is done to the pixels of one picture is one step: they would not stay.
+        """
+        numbers = [Numbers.draw(self.seed, key, 0) for key in keys]
+        if self._cache is None:
+            for key in keys:
+                self._load(key.index, key)
+        painted = [self._painted(*each) for each in zip(keys, numbers, pixels, strict=True)]
+        pictures = settle([composite for composite, _ in painted])
+        return [
+            self._sample(picture, key.index, NO_WAY, colour)
+            for key, picture, (_, colour) in zip(keys, pictures, painted, strict=True)
+        ]
+
+    def _painted(self, key: SampleKey, numbers: Numbers, out: np.ndarray) -> tuple[Composite, np.ndarray]:
+        """A sample but for its boxes, its pixels in `out`, with the matrix that they are yet to be multiplied by."""
+        hyp, composite = self.hyp, self._warped(key, numbers)
+        if self._composes(key.epoch) and numbers.mixup[0] < hyp.mixup:
             (partner,) = self._partners(key, numbers.mixup[1:])
             own = SampleKey(key.epoch, partner)
-            other = self._warped(own, Numbers.draw(self.seed, own, 1 + key.index), composite)
-            picture = mixup(picture, other, rng(self.seed, "mixup", *key).beta(32.0, 32.0))
-        colour = hsv_draw(picture.image, numbers.colour, hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
-        if not self.defer_colour:
-            recolour(picture.image, colour)
+            other = self._warped(own, Numbers.draw(self.seed, own, 1 + key.index))
+            composite = mixup(composite, other, rng(self.seed, "mixup", *key).beta(32.0, 32.0))
+        colour = hsv_draw(composite.image, numbers.colour, hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
+        now, later = (SAME, colour) if self.defer_colour else (colour, SAME)
         left_right, top_bottom = numbers.flips
-        picture = flip(picture, left_right < hyp.fliplr, top_bottom < hyp.flipud)
-        return self._sample(picture, key.index, NO_WAY, colour if self.defer_colour else SAME)
+        return finish(composite, now, (left_right < hyp.fliplr, top_bottom < hyp.flipud), out), later
 
-    def _warped(self, key: SampleKey, numbers: Numbers, composite: bool) -> Picture:
+    def _warped(self, key: SampleKey, numbers: Numbers) -> Composite:
         """A mosaic or a single picture, warped."""
-        if composite and numbers.composite < self.hyp.mosaic:
+        if self._composes(key.epoch) and numbers.composite < self.hyp.mosaic:
             tiles = self._mosaic(key, numbers)
             source, target = (2 * self.imgsz,) * 2, (self.imgsz,) * 2
         else:
@@ -271,9 +317,9 @@ class DetectionDataset(Dataset[Sample]):
 
     def _sample(self, picture: Picture, index: int, way: Tensor, colour: np.ndarray = SAME) -> Sample:
         image, boxes, classes = picture
-        classes = torch.from_numpy(classes.astype(np.int64))
+        classes = torch.from_numpy(classes.astype(np.int64, copy=False))
         return Sample(
-            torch.from_numpy(image).permute(2, 0, 1),
+            torch.from_numpy(image.transpose(2, 0, 1)),
             torch.from_numpy(boxes),
             torch.zeros_like(classes) if self.single_cls else classes,
             index,

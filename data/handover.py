@@ -6,8 +6,10 @@ containers have 64 MB there in all. These slots are used again and again, and ar
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
+from collections.abc import Iterator
 from itertools import count
 from typing import ClassVar
 
@@ -37,6 +39,17 @@ class Slots:
                 self._taken[slot] = 1
                 return Pixels(self._pixels[slot, :size], self.key, slot)
         return Pixels(np.empty(size, np.uint8))
+
+    @contextlib.contextmanager
+    def filling(self, size: int) -> Iterator[Pixels]:
+        """As `take`; the slot is free again where an error keeps it from being filled."""
+        pixels = self.take(size)
+        try:
+            yield pixels
+        except BaseException:
+            if pixels.slot is not None:
+                self._taken[pixels.slot] = 0
+            raise
 
     def lend(self, slot: int, size: int) -> np.ndarray:
         """In the trainer: a slot that was received. It is free again when nothing uses the array any more."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import cv2
@@ -77,23 +78,19 @@ class Handed:
         return self.batch().pin_memory()
 
 
-def collate(samples: list[Sample], pixels: Tensor | None = None) -> Batch:
-    """Make one batch of samples of one shape, in the memory of `pixels`, uint8 `[B · H · W · 3]`, if that is given."""
-    height, width = samples[0].image.shape[1:]
+def collate(samples: Sequence[Sample], pixels: np.ndarray) -> Batch:
+    """Make a batch of samples whose images lie side by side in `pixels`, uint8 `[B, H, W, 3]`."""
     size, most = len(samples), max(1, *(len(sample.classes) for sample in samples))
-    # Images are decoded as [H, W, 3]; kept so, nothing is transposed, and convolutions on CPUs and tensor cores are
-    # quicker on channels-last memory.
-    pixels = torch.empty(size * height * width * 3, dtype=torch.uint8) if pixels is None else pixels
-    pixels = pixels.view(size, height, width, 3)
     boxes = torch.zeros(size, most, 4)
     classes = torch.full((size, most), -1, dtype=torch.int64)
     for i, sample in enumerate(samples):
-        pixels[i] = sample.image.permute(1, 2, 0)
         boxes[i, : len(sample.boxes)] = sample.boxes
         classes[i, : len(sample.classes)] = sample.classes
     indices = torch.tensor([sample.index for sample in samples])
     letterbox, colour = (torch.stack([getattr(s, name) for s in samples]) for name in ("letterbox", "colour"))
-    return Batch(pixels.permute(0, 3, 1, 2), boxes, classes, indices, letterbox, colour)
+    # Images are decoded as [H, W, 3]; kept so, nothing is transposed, and convolutions on CPUs and tensor cores are
+    # quicker on channels-last memory.
+    return Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), boxes, classes, indices, letterbox, colour)
 
 
 def resize_batch(batch: Batch, size: int, stride: int = 32) -> Batch:
@@ -288,24 +285,25 @@ class _BatchSource(Dataset[Batch]):
         self._dataset, self._shared, self._slots = dataset, shared, slots
 
     def load(self, keys: list[SampleKey]) -> Batch:
-        return collate([self._dataset[key] for key in keys])
+        pixels = np.empty(self._dataset.batch_shape(keys), np.uint8)
+        return collate(self._dataset.samples(keys, pixels), pixels)
 
     def __getitem__(self, keys: list[SampleKey]) -> Handed | Batch | UserError:
         """In a worker."""
         self._dataset.shared = self._shared
         try:
-            return self._handed([self._dataset[key] for key in keys])
+            return self.load(keys) if self._slots is None else self._handed(keys, self._slots)
         except UserError as error:  # returned: torch would wrap the one line of a raised one in the worker's traceback
             return UserError(str(error))
 
-    def _handed(self, samples: list[Sample]) -> Handed | Batch:
-        """A batch on its way, or for torch to hand over where workers don't inherit memory."""
-        if self._slots is None:
-            return collate(samples)
-        pixels = self._slots.take(len(samples) * samples[0].image.numel())
-        batch = collate(samples, torch.from_numpy(pixels.array))
+    def _handed(self, keys: list[SampleKey], slots: Slots) -> Handed:
+        """A batch on its way; without slots, where workers don't inherit memory, torch hands it over."""
+        shape = self._dataset.batch_shape(keys)
+        with slots.filling(math.prod(shape)) as pixels:
+            array = pixels.array.reshape(shape)
+            batch = collate(self._dataset.samples(keys, array), array)
         rest = {field.name: getattr(batch, field.name).numpy() for field in fields(batch) if field.name != "images"}
-        return Handed(pixels, tuple(samples[0].image.shape[1:]), rest)
+        return Handed(pixels, shape[1:3], rest)
 
 
 def _as_it_is(batch: Handed | Batch | UserError) -> Handed | Batch | UserError:

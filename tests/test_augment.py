@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 
 from data.augment import (
     MIN_DEPTH,
+    SAME,
     Affine,
+    Composite,
     Picture,
     Tile,
     _span,
     compose,
-    flip,
+    finish,
     hsv_draw,
     hsv_matrix,
     letterbox,
@@ -23,6 +26,7 @@ from data.augment import (
     mosaic,
     paste,
     recolour,
+    settle,
     warp,
     warp_boxes,
 )
@@ -260,11 +264,14 @@ def test_mosaic_puts_a_corner_of_each_picture_at_the_centre() -> None:
 
 def test_letterbox_centres_the_image() -> None:
     image = np.full((3, 4, 3), 200, np.uint8)
-    canvas, left, top = letterbox(image, 6, 9)
-    assert (left, top) == (2, 1)
+    canvas = np.zeros((6, 9, 3), np.uint8)
+    assert letterbox(image, canvas) == (2, 1)
     assert (canvas[1:4, 2:6] == 200).all()
     assert (canvas == 114).sum() == 3 * (6 * 9 - 12)
-    assert letterbox(image, 3, 4)[0] is not image  # the image may be a view of the cache
+
+
+def composed(*layout: Any) -> Picture:
+    return settle([compose(*layout)])[0]
 
 
 def smooth_picture(draw: np.random.Generator, width: int, height: int) -> Picture:
@@ -283,7 +290,7 @@ def test_a_composed_mosaic_is_the_warped_canvas(seed: int) -> None:
     pictures = [smooth_picture(draw, *draw.integers(60, side + 1, 2)) for _ in range(4)]
     tiles = mosaic(pictures, *map(int, draw.integers(side // 2, 3 * side // 2 + 1, 2)))
     matrix = Affine(0, 0.1, 0.5, 0, 0).draw(draw.random(8), (2 * side,) * 2, (side,) * 2)
-    quick = compose(tiles, (2 * side,) * 2, matrix, (side,) * 2)
+    quick = composed(tiles, (2 * side,) * 2, matrix, (side,) * 2)
     exact = warp(paste(tiles, 2 * side, 2 * side), matrix, side, side)
     # Tiles end on whole pixels: the seams differ, and what lies between them by a fraction of a pixel.
     assert (np.abs(quick.image.astype(int) - exact.image).max(-1) > 16).mean() < 0.04
@@ -313,7 +320,7 @@ def test_each_tile_is_resized_into_its_place_and_nothing_else_changes(seed: int)
 
 def test_tiles_out_of_sight_leave_grey_and_no_boxes() -> None:
     tile = Tile(rectangle(20, 20, (0, 0, 20, 20)), 60, 5)
-    image, boxes, classes = compose([tile] * 2, (100, 100), np.eye(3), (50, 50))
+    image, boxes, classes = composed([tile] * 2, (100, 100), np.eye(3), (50, 50))
     assert (image == 114).all() and boxes.shape == (0, 4) and boxes.dtype == np.float32 and classes.shape == (0,)
 
 
@@ -325,7 +332,7 @@ def test_the_box_of_a_bright_rectangle_in_a_composed_mosaic_hugs_the_bright_pixe
     plain = [no_boxes(np.full((70, 90, 3), 114, np.uint8)) for _ in range(3)]
     tiles = mosaic([*plain[: seed % 4], bright, *plain[seed % 4 :]], *map(int, draw.integers(60, 140, 2)))
     matrix = Affine(0, 0.2, 0.5, 0, 0).draw(draw.random(8), (200, 200), (100, 100))
-    image, boxes, classes = compose(tiles, (200, 200), matrix, (100, 100))
+    image, boxes, classes = composed(tiles, (200, 200), matrix, (100, 100))
     assert len(boxes) == len(classes) <= 1
     if len(boxes):
         assert np.abs(boxes[0] - extent(image[..., 0] > (114 + 255) / 2)).max() <= 1
@@ -337,7 +344,7 @@ def test_a_turned_mosaic_goes_by_the_canvas() -> None:
     draw = np.random.default_rng(3)
     tiles = mosaic([smooth_picture(draw, 80, 60) for _ in range(4)], 70, 90)
     matrix = ALL.draw(draw.random(8), (160, 160), (80, 80))
-    one, other = compose(tiles, (160, 160), matrix, (80, 80)), warp(paste(tiles, 160, 160), matrix, 80, 80)
+    one, other = composed(tiles, (160, 160), matrix, (80, 80)), warp(paste(tiles, 160, 160), matrix, 80, 80)
     assert all((a == b).all() for a, b in zip(one, other, strict=True))
 
 
@@ -346,7 +353,7 @@ def test_a_tile_that_moves_by_whole_pixels_is_copied() -> None:
     image = draw.integers(0, 256, (40, 60, 3), dtype=np.uint8)
     picture = Picture(image, np.array([[1, 2, 30, 33.25]], np.float32), np.array([7]))
     matrix = np.array([[1, 0, -6], [0, 1, 3], [0, 0, 1.0]])
-    out = compose([Tile(picture, 10, 20)], (100, 100), matrix, (70, 50))
+    out = composed([Tile(picture, 10, 20)], (100, 100), matrix, (70, 50))
     expected = np.full((50, 70, 3), 114, np.uint8)
     expected[23:50, 4:64] = image[:27]
     assert (out.image == expected).all() and out.classes.tolist() == [7]
@@ -354,7 +361,9 @@ def test_a_tile_that_moves_by_whole_pixels_is_copied() -> None:
 
 
 def jitter_hsv(image: np.ndarray, draw: np.random.Generator, *ranges: float) -> np.ndarray:
-    return recolour(image.copy(), hsv_draw(image, draw.random(3), *ranges))
+    out = np.empty_like(image)
+    recolour(image, hsv_draw(image, draw.random(3), *ranges), out)
+    return out
 
 
 def classic_jitter(image: np.ndarray, u: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:
@@ -412,28 +421,56 @@ def test_colours_changed_in_their_place_are_those_changed_elsewhere(side: int) -
     colour = hsv_draw(image, draw.random(3), 0.5, 0.9, 0.4)
     exact = np.clip(np.rint(image @ colour.T.astype(np.float64)), 0, 255)
     elsewhere = cv2.transform(image, colour)
-    out = recolour(image, colour)
-    assert out is image and (out == elsewhere).all()
-    assert np.abs(out - exact).max() <= 1  # OpenCV counts in fixed point
+    recolour(image, colour, image)
+    assert (image == elsewhere).all()
+    assert np.abs(image - exact).max() <= 1  # OpenCV counts in fixed point
 
 
+def whole(picture: Picture) -> Composite:
+    """A picture as the only part of one of its size."""
+    height, width = picture.image.shape[:2]
+    return compose([Tile(picture, 0, 0)], (width, height), np.eye(3), (width, height))
+
+
+@pytest.mark.parametrize("colour", [SAME, np.diag([0.5, 1, 0]).astype(np.float32)])
 @pytest.mark.parametrize(
     ("horizontal", "vertical", "expected"),
     [(False, False, (2, 3, 10, 9)), (True, False, (20, 3, 28, 9)), (False, True, (2, 11, 10, 17))]
     + [(True, True, (20, 11, 28, 17))],
 )
-def test_flip(horizontal: bool, vertical: bool, expected: tuple[int, ...]) -> None:
-    image, boxes, classes = flip(rectangle(30, 20, (2, 3, 10, 9)), horizontal, vertical)
-    assert boxes.tolist() == [list(expected)] and boxes.dtype == np.float32 and classes.tolist() == [3]
-    assert extent(image[..., 0] == 255).tolist() == list(expected)
+def test_a_finished_picture_is_recoloured_and_mirrored_with_its_boxes(
+    horizontal: bool, vertical: bool, expected: tuple[int, ...], colour: np.ndarray
+) -> None:
+    picture, out = rectangle(30, 20, (2, 3, 10, 9)), np.zeros((20, 30, 3), np.uint8)
+    (left, top, right, bottom), changed = expected, (255, 255, 255) if colour is SAME else (128, 255, 0)
+    image, boxes, classes = settle([finish(whole(picture), colour, (horizontal, vertical), out)])[0]
+    assert image is out and boxes.tolist() == [list(expected)] and boxes.dtype == np.float32 and classes.tolist() == [3]
+    assert (image[top:bottom, left:right] == changed).all()
+    assert (image == changed).all(-1).sum() == (right - left) * (bottom - top)
 
 
 def test_mixup_blends_and_keeps_all_boxes() -> None:
     first, second = rectangle(20, 20, (0, 0, 10, 20)), rectangle(20, 20, (0, 0, 20, 10))
-    image, boxes, classes = mixup(first, second, 0.25)
+    image, boxes, classes = settle([mixup(whole(first), whole(second), 0.25)])[0]
     assert boxes.tolist() == [[0, 0, 10, 20], [0, 0, 20, 10]] and classes.tolist() == [3, 3]
     assert image[0, 0, 0] == 255 and image[15, 15, 0] == 114
     assert image[15, 0, 0] == round(0.25 * 255 + 0.75 * 114) and image[0, 15, 0] == round(0.75 * 255 + 0.25 * 114)
+
+
+def test_pictures_that_are_settled_together_are_those_settled_alone() -> None:
+    draw = np.random.default_rng(0)
+    composites = []
+    for turn in range(12):
+        tiles = mosaic([smooth_picture(draw, 80, 60) for _ in range(4)], *map(int, draw.integers(40, 120, 2)))
+        ranges = ALL if turn % 3 == 0 else Affine(0, 0.3, 0.9, 0, 0)
+        one = compose(tiles, (160, 160), ranges.draw(draw.random(8), (160, 160), (80, 80)), (80, 80))
+        one = one if turn % 4 else mixup(one, one, 0.5)
+        composites.append(finish(one, SAME, (turn % 2 == 0, turn % 5 == 0), np.empty_like(one.image)))
+    composites.insert(3, Composite(np.zeros((9, 9, 3), np.uint8), [], []))  # nothing is seen
+    together, alone = settle(composites), [settle([one])[0] for one in composites]
+    assert sum(len(picture.boxes) for picture in together) > 50
+    for one, other in zip(together, alone, strict=True):
+        assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(one, other, strict=True))
 
 
 def test_opencv_runs_in_the_calling_thread() -> None:

@@ -34,6 +34,19 @@ def test_a_slot_is_taken_until_nothing_uses_what_was_received() -> None:
     assert slots.free() == 1
 
 
+def test_a_slot_that_an_error_keeps_from_being_filled_is_free_again() -> None:
+    slots = Slots(1, 8)
+    for size in (8, 8):
+        with pytest.raises(ZeroDivisionError), slots.filling(size) as pixels:
+            assert pixels.slot == 0
+            raise ZeroDivisionError
+    assert slots.free() == 1
+    with slots.filling(8) as pixels, pytest.raises(ZeroDivisionError), slots.filling(8) as more:
+        assert more.slot is None
+        raise ZeroDivisionError
+    assert slots.free() == 0 and pixels.slot == 0
+
+
 def drop(kept: list[np.ndarray], results: multiprocessing.Queue) -> None:
     kept.clear()
     gc.collect()

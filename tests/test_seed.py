@@ -32,6 +32,13 @@ def test_the_numbers_of_purposes_never_move() -> None:
     assert rng(42, "mosaic", 5, 17).integers(0, 2**32, 4).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 2**70 + 5])
+@pytest.mark.parametrize("key", [(), (0,), (0, 0), (7, 2**32 - 1, 0), (2**32, 1), (3, 2**64)])
+def test_a_key_of_any_size_is_the_spawn_key_of_a_seed_sequence(seed: int, key: tuple[int, ...]) -> None:
+    expected = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(4, *key))))
+    assert rng(seed, "mixup", *key).random(3).tolist() == expected.random(3).tolist()
+
+
 def test_draws_of_neighbouring_keys_are_uncorrelated_and_even() -> None:
     draws = np.array([rng(0, "flip", epoch, index).random(2) for epoch in range(20) for index in range(100)])
     assert abs(draws.mean() - 0.5) < 0.03

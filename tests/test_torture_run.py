@@ -199,7 +199,7 @@ def test_signalled_at_start_in_a_step_in_validation_in_a_save_and_waiting_for_da
     second = [at_call(torch, "save", 1, lambda _: os.kill(os.getpid(), number))] if times == 2 else []
     stopped(harness.start(argv, log, at_call(train, "clip_gradients", 2, hit), *second))
     # While a worker, or the trainer itself, waits for an image that does not come.
-    blocked = at_call(DetectionDataset, "__getitem__", 2, harness.Wire.block)
+    blocked = at_call(DetectionDataset, "samples", 2, harness.Wire.block)
     trial = harness.start([*resume, "--workers", "2"], log, harness.report_load, blocked)
     stopped(trial, number, times)
     assert trial.words[0] == f"loaded 0 {middle} {boundaries[0, middle]}"

@@ -18,8 +18,12 @@ def rng(seed: int, purpose: str, *key: int) -> np.random.Generator:
     Philox keyed by a `SeedSequence` (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): generators of
     different keys are independent, and none has a state that a resumed run would need.
     """
-    spawn_key = (PURPOSES.index(purpose), *key)
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=spawn_key)))
+    words = (seed, 0, 0, 0, PURPOSES.index(purpose), *key)
+    if max(words) < 1 << 32:  # what `SeedSequence` makes of a seed and a spawn key, in half the time
+        sequence = np.random.SeedSequence(np.array(words, np.uint32))
+    else:
+        sequence = np.random.SeedSequence(seed, spawn_key=words[4:])
+    return np.random.Generator(np.random.Philox(sequence))
 
 
 @contextlib.contextmanager
