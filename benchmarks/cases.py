@@ -34,8 +34,11 @@ def loss_case(settings: dict[str, Any]) -> tuple:
     return size, nc, boxes, torch.randint(0, nc, (batch, count), generator=draw), raw
 
 
+EPOCHS_LOADED = 3  # a turn: one takes a fraction of a second, and the next differs by a tenth
+
+
 def made_by_workers(batches: Iterable[int], ahead: int) -> dict[str, float]:
-    """Images and seconds of an epoch of batches of so many images each; the first `ahead` lay ready and count for 0."""
+    """Images and seconds of batches of so many images each; the first `ahead` lay ready and count for 0."""
     start = time.perf_counter()
     counts = list(batches)
     seconds = time.perf_counter() - start

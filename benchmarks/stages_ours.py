@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 
 import train
 import val
-from benchmarks.cases import gflops, loss_case, made_by_workers, timed_steps
+from benchmarks.cases import EPOCHS_LOADED, gflops, loss_case, made_by_workers, timed_steps
 from benchmarks.worker import Run, serve
 from data.config import load_data_config
 from data.dataset import DetectionDataset, SampleKey, epoch_order
@@ -113,7 +113,7 @@ def bare(settings: Facts) -> tuple[Run, Facts]:
 
 
 def loader(settings: Facts) -> tuple[Run, Facts]:
-    """Mosaic samples, an epoch a run: of one process, set up as a worker is, or batches of several `workers`."""
+    """Mosaic samples, a few epochs a run: of one process, set up as a worker is, or batches of several `workers`."""
     torch.set_num_threads(1)
     keep_freed_memory()
     index, _ = build_index(load_data_config(settings["data"]), "train")
@@ -124,13 +124,15 @@ def loader(settings: Facts) -> tuple[Run, Facts]:
     batches = Loader(dataset, settings["batch"], workers=workers, seed=0, shuffle=True)
 
     def run() -> dict[str, float]:
-        now = next(epoch)
+        epochs = list(islice(epoch, EPOCHS_LOADED))
         if workers:
-            return made_by_workers(map(len, batches.epoch(now)), PREFETCH * workers)
-        keys = [SampleKey(now, int(i)) for i in epoch_order(0, now, len(index))[0]]
-        for first in range(0, len(keys), settings["batch"]):  # as a worker does
-            dataset.samples(keys[first : first + settings["batch"]])
-        return {"images": len(index)}
+            sizes = (len(batch) for now in epochs for batch in batches.epoch(now))
+            return made_by_workers(sizes, PREFETCH * workers)
+        for now in epochs:
+            keys = [SampleKey(now, int(i)) for i in epoch_order(0, now, len(index))[0]]
+            for first in range(0, len(keys), settings["batch"]):  # as a worker does
+                dataset.samples(keys[first : first + settings["batch"]])
+        return {"images": len(epochs) * len(index)}
 
     run()
     return run, {}

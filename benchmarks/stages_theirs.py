@@ -26,7 +26,7 @@ from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.torch_utils import autocast
 
-from benchmarks.cases import gflops, loss_case, made_by_workers, timed_steps
+from benchmarks.cases import EPOCHS_LOADED, gflops, loss_case, made_by_workers, timed_steps
 from benchmarks.worker import Run, serve
 
 Facts = dict[str, Any]
@@ -155,10 +155,12 @@ def loader(settings: Facts) -> tuple[Run, Facts]:
 
     def run() -> dict[str, float]:
         if batches is not None:
-            return made_by_workers((len(batch["img"]) for batch in batches), AHEAD * workers)
-        for i in torch.randperm(len(dataset)).tolist():
-            dataset[i]
-        return {"images": len(dataset)}
+            sizes = (len(batch["img"]) for _ in range(EPOCHS_LOADED) for batch in batches)
+            return made_by_workers(sizes, AHEAD * workers)
+        for _ in range(EPOCHS_LOADED):
+            for i in torch.randperm(len(dataset)).tolist():
+                dataset[i]
+        return {"images": EPOCHS_LOADED * len(dataset)}
 
     run()
     return run, {}
