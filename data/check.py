@@ -219,9 +219,14 @@ def _relative(fault: Fault, findings: Findings) -> str:
 # ------------------------------------------------------------------------------------------------ command line
 
 
+COMMON_NAMES = ("data", "dataset")  # of data yamls: their folder says which set it is
+
+
 def page_path(html: str, config: DataConfig) -> Path:
     """Where the page goes; `UserError` for a name that is no page's (it could be a file of the user's)."""
-    path = Path(html or f"runs/check/{config.file.stem}.html")
+    name, folder = config.file.stem, config.file.resolve().parent.name
+    name = folder if name in COMMON_NAMES and folder else name
+    path = Path(html or f"runs/check/{name}.html")
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
         raise UserError(f"--html {printable(html)}: must be a file called .html")
     return path

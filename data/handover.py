@@ -57,10 +57,6 @@ class Slots:
         weakref.finalize(pixels, self._give_back, slot, os.getpid())
         return pixels
 
-    def free(self) -> int:
-        """How many slots are free."""
-        return int((self._taken == 0).sum())
-
     def _give_back(self, slot: int, owner: int) -> None:
         if os.getpid() == owner:  # not in a process that was forked while the trainer used it
             self._taken[slot] = 0

@@ -202,6 +202,16 @@ def test_the_page_never_takes_the_place_of_another_kind_of_file(tmp_path: Path) 
         page_path(str(tmp_path / "folder.html"), load_data_config(yaml))
 
 
+@pytest.mark.parametrize(
+    ("yaml", "page"), [("cells/my.yaml", "my"), ("cells/data.yaml", "cells"), ("cells/dataset.yaml", "cells")]
+)
+def test_the_page_is_called_as_the_set_is(tmp_path: Path, yaml: str, page: str) -> None:
+    file = tmp_path / yaml
+    file.parent.mkdir()
+    file.write_text(yolo_set(tmp_path, SOUND, NAMES).read_text())
+    assert page_path("", load_data_config(file)) == Path(f"runs/check/{page}.html")
+
+
 def test_a_page_that_cannot_be_written_is_an_error_of_the_user(tmp_path: Path) -> None:
     yaml = yolo_set(tmp_path, SOUND, NAMES)
     (tmp_path / "file").write_text("")

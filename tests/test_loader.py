@@ -25,6 +25,7 @@ from data.loader import PREFETCH, Batch, Loader, Plan, collate, default_workers,
 from data.processes import cores
 from tests.test_dataset import ALL, Labelled
 from tests.test_device import check_that_memory_is_kept
+from tests.test_handover import free
 from utils import signals
 from utils.errors import UserError
 
@@ -196,20 +197,20 @@ def test_batches_come_through_memory_that_is_used_again_and_is_no_file(index: La
     source = dataset(many, augment=augment, rect=not augment)
     alone, helped = list(loader(source).epoch(2)), loader(source, workers=1)
     slots, files = helped._source._slots, torch_files()
-    total = slots.free()
+    total = free(slots)
     try:
         next(helped.epoch(1))  # abandoned
         for ours, batch in zip(alone, helped.epoch(2), strict=True):
             assert same([ours], [batch]) and batch.images.is_contiguous(memory_format=torch.channels_last)
             kept = batch.images[0]  # the one before is kept until now
         assert torch_files() == files
-        assert torch.equal(kept, alone[-1].images[0]) and slots.free() >= total - 1 - PREFETCH
+        assert torch.equal(kept, alone[-1].images[0]) and free(slots) >= total - 1 - PREFETCH
         del batch, kept
-        assert slots.free() >= total - PREFETCH  # the next epoch's are prepared
+        assert free(slots) >= total - PREFETCH  # the next epoch's are prepared
         kept = list(helped.epoch(2))  # more than there is room for
         assert len(kept) > total and same(alone, kept) and torch_files() == files
         del kept
-        assert slots.free() >= total - PREFETCH
+        assert free(slots) >= total - PREFETCH
     finally:
         helped.close()
 

@@ -28,15 +28,15 @@ def saved(project: Path, name: str, time: int) -> Path:
 def test_runs_are_numbered_as_in_yolov5(tmp_path: Path) -> None:
     names = [new_run(tmp_path / "runs" / "train").path.name for _ in range(3)]
     assert names == ["exp", "exp2", "exp3"]
-    (tmp_path / "runs" / "train" / "exp2" / "weights").rmdir()
     (tmp_path / "runs" / "train" / "exp2").rmdir()
     assert new_run(tmp_path / "runs" / "train").path.name == "exp2", "the first free number is taken"
     assert new_run(tmp_path / "runs" / "train", "v1.5").path.name == "v1.5"
     assert new_run(tmp_path / "runs" / "train", "v1.5").path.name == "v1.52"
 
 
-def test_the_weights_folder_is_there(tmp_path: Path) -> None:
+def test_the_weights_folder_is_there_once_it_is_asked_for(tmp_path: Path) -> None:
     run = new_run(tmp_path)
+    assert list(run.path.iterdir()) == []
     assert run.weights == tmp_path / "exp" / "weights" and run.weights.is_dir()
 
 
@@ -78,7 +78,7 @@ def test_yaml_is_written_whole_with_its_header(tmp_path: Path) -> None:
     assert read == values and list(read) == list(values)
     run.write_yaml("opt.yaml", {"z": 2})
     assert file.read_text() == "z: 2\n"
-    assert sorted(path.name for path in run.path.iterdir()) == ["opt.yaml", "weights"], "nothing temporary is left"
+    assert sorted(path.name for path in run.path.iterdir()) == ["opt.yaml"], "nothing temporary is left"
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
     with pytest.raises(UserError, match=r"hyp.yaml: cannot be written: No space left on device"):
         run.write_text("hyp.yaml", "new")
     assert (run.path / "hyp.yaml").read_text() == "old"
-    assert sorted(path.name for path in run.path.iterdir()) == ["hyp.yaml", "weights"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["hyp.yaml"]
 
 
 def test_the_newest_run_is_the_one_saved_last(tmp_path: Path) -> None:

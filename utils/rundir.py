@@ -26,17 +26,20 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class RunDir:
-    """A run's folder and its `weights` folder; both are made. Raises `UserError` where they can't be."""
+    """A run's folder, which is made. Raises `UserError` where it can't be."""
 
     path: Path
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
-        _make(self.weights, exist_ok=True)
+        _make(self.path, exist_ok=True)
 
     @property
     def weights(self) -> Path:
-        return self.path / "weights"
+        """The folder of a training's weights, made when it is first asked for."""
+        folder = self.path / "weights"
+        _make(folder, exist_ok=True)
+        return folder
 
     def forget_states(self) -> None:
         """Remove what an earlier run in this folder could be resumed from: it would be taken for this one's."""
