@@ -40,7 +40,7 @@ from utils.device import Precision, compile_regions, keep_freed_memory, prefetch
 from utils.ema import ModelEMA
 from utils.errors import Stopped, TrainingDiverged, UserError, many, run_cli
 from utils.fingerprint import check_same_run, fingerprint
-from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only
+from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only, lowered
 from utils.hyp import Hyp, doubts, hyp_table
 from utils.keeper import Keeper, before_training
 from utils.loggers import Logger, Progress, build_loggers
@@ -579,6 +579,8 @@ def restore(training: Training, data: Data, options: TrainOptions, origin: Origi
     else:
         batch = f" and {many(state.batch, 'batch')}" if state.batch else ""
         say(f"resuming     {origin.folder} after epoch {state.epoch}{batch}")
+    if training.guard.rollbacks:
+        say(f"rolled back  {many(training.guard.rollbacks, 'time')} so far: {lowered(training.guard.rollbacks)}")
 
 
 def draw_plan(options: TrainOptions, training: Training, curve: LRCurve) -> None:

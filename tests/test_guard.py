@@ -478,7 +478,9 @@ def test_rolled_back_a_run_goes_on_from_the_epochs_start_with_a_tenth_of_the_lr(
         patch.setattr(train, "save", save_and_die)
         with pytest.raises(InterruptedError):
             main(tiny_data, tmp_path / "parts", *ROLLBACK)
+    capsys.readouterr()
     train.main(["--resume", str(tmp_path / "parts" / "exp")])
+    assert "rolled back  1 time so far: every learning rate is 0.1 times the planned one\n" in capsys.readouterr().out
     parts = load_checkpoint(tmp_path / "parts" / "exp" / "weights" / "last.pt")["state"]["components"]
     for part in ("model", "ema"):
         assert same(parts[part], content["state"]["components"][part])

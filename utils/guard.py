@@ -267,8 +267,13 @@ class Rollback:
         self.save(self.path)
         self.say(
             f"diverged     {error}\nrolled back  to the start of the epoch, {count} of at most {MAX_ROLLBACKS} times; "
-            f"from here on every learning rate is {ROLLBACK_LR**count:g} times the planned one"
+            f"from here on {lowered(count)}"
         )
+
+
+def lowered(rollbacks: int) -> str:
+    """What so many rollbacks have made of the plan, in words."""
+    return f"every learning rate is {ROLLBACK_LR**rollbacks:g} times the planned one"
 
 
 def lower_lr(scheduler: LRScheduler, factor: float) -> None:
