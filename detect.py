@@ -157,7 +157,7 @@ class Writer:
 
     def __init__(self, run: RunDir, options: DetectOptions, names: tuple[str, ...], stack: ExitStack) -> None:
         self.folder, self.options, self.names, self.stack = run.path, options, names, stack
-        self.videos: dict[Path, cv2.VideoWriter] = {}
+        self.videos: dict[str, cv2.VideoWriter] = {}  # by the names of their files
         self.records: list[dict] = []
 
     def write(self, frame: Frame, found: Detections) -> None:
@@ -197,14 +197,14 @@ class Writer:
             write_image(self.folder / f"{frame.stem}{frame.file.suffix}", picture)
 
     def _video(self, frame: Frame, picture: np.ndarray) -> cv2.VideoWriter:
-        if frame.file not in self.videos:
+        if frame.stem not in self.videos:
             target, codec = self.folder / f"{frame.stem}.mp4", cv2.VideoWriter_fourcc(*"mp4v")
             writer = cv2.VideoWriter(str(target), codec, frame.fps, picture.shape[1::-1])
             if not writer.isOpened():
                 raise UserError(f"{target}: this OpenCV can't write mp4 videos; --nosave with --save-txt writes text")
             self.stack.callback(writer.release)
-            self.videos[frame.file] = writer
-        return self.videos[frame.file]
+            self.videos[frame.stem] = writer
+        return self.videos[frame.stem]
 
     def _crop(self, frame: Frame, found: Detections) -> None:
         for number, (box, label) in enumerate(zip(found.boxes, found.classes, strict=True), 1):

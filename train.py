@@ -27,7 +27,7 @@ from data.cache import auto_cache
 from data.config import DataConfig, load_data_config
 from data.dataset import DetectionDataset
 from data.index import Index
-from data.loader import Batch, Loader, default_workers, multi_scale_size, resize_batch
+from data.loader import Batch, Loader, default_workers, multi_scale_range, multi_scale_size, resize_batch
 from data.processes import cores
 from data.splits import Splits, read_splits
 from models.build import build_model, check_request, rebuild_model
@@ -40,7 +40,7 @@ from utils.device import Precision, compile_regions, keep_freed_memory, prefetch
 from utils.ema import ModelEMA
 from utils.errors import Stopped, TrainingDiverged, UserError, many, run_cli
 from utils.fingerprint import check_same_run, fingerprint
-from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only, lowered
+from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only, forget_rollback, lowered
 from utils.hyp import Hyp, doubts, hyp_table
 from utils.keeper import Keeper, before_training
 from utils.loggers import Logger, Progress, build_loggers
@@ -199,18 +199,9 @@ def update(training: Training) -> None:
 
 
 def take_losses(state: TrainState) -> dict[str, float]:
-    """Return the epoch's mean losses.
-
-    Raises:
-        TrainingDiverged: they are not finite.
-    """
+    """Return the epoch's mean losses."""
     total = state.means["loss"]
     box, cls, dfl = (total[:3] / total[3]).tolist()
-    if not torch.isfinite(total).all():
-        raise TrainingDiverged(
-            f"epoch {state.epoch + 1}: the training loss is not finite (box {box:g}, cls {cls:g}, dfl {dfl:g}); the "
-            f"checkpoint of the epoch before stands: try a smaller lr0, or --amp off"
-        )
     return {"train/box_loss": box, "train/cls_loss": cls, "train/dfl_loss": dfl}
 
 
@@ -261,6 +252,8 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
 def build_recovery(training: Training, output: Output | None, options: TrainOptions) -> Recovery:
     """Return what `--on-divergence` asks for."""
     if options.on_divergence == "stop":
+        if output is not None:  # of the run before it was stopped: later on it would be the start of no epoch
+            forget_rollback(output.run.weights / "rollback.pt")
         return Stop()
 
     def save_here(path: Path) -> None:
@@ -272,7 +265,7 @@ def build_recovery(training: Training, output: Output | None, options: TrainOpti
         training.state.load_state_dict(load_state(path)["state"])
 
     path = dist.from_main(output.run.weights / "rollback.pt" if output is not None else None)
-    return Rollback(training.guard, training.lr.scheduler, path, save_here, load_here, say)
+    return Rollback(training.guard, training.lr.lower, path, save_here, load_here, say)
 
 
 def evaluate_ema(training: Training, data: Data, settings: DetectSettings) -> Evaluation:
@@ -339,6 +332,11 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
         **common,
     )
     val_loader = Loader(val_set, each, shuffle=False, **common)
+    if loader.smallest_batch == multi_scale_range(imgsz, origin.hyp.multi_scale, MAX_STRIDE)[0] == 1:
+        raise UserError(
+            f"--img {imgsz}: of {len(train)} images, {each} at a time, a batch comes to one image of {MAX_STRIDE} "
+            f"pixels, and batch norm can't train on its coarsest map, one value: use a larger --img or another --batch"
+        )
     chosen = "" if options.imgsz else " (longest side of the training images, at most 640)"
     classes = many(config.nc, "class")
     say(f"data         {config.file}: {classes}, {len(train)} training and {len(val)} validation images")
@@ -573,7 +571,7 @@ def restore(training: Training, data: Data, options: TrainOptions, origin: Origi
     training.lr.refresh()
     if options.extend:
         training.stopping.restart(state.epoch)
-        jump = origin.jump(origin.before, origin.course, state.epoch, options.batch_size)
+        jump = origin.jump(origin.before, origin.course, state.epoch)
         epochs = f"from {state.epoch} to {origin.course.epochs} epochs"
         say(f"extending    {origin.folder} {epochs} ({options.extend}): {jump}")
     else:

@@ -10,7 +10,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +111,7 @@ def evaluate(
             conf=settings.conf,
             iou=settings.iou,
             max_det=settings.max_det,
-            agnostic=settings.one_class,
+            one_class=settings.one_class,
         )
         arriving.append(Arriving(*found, batch.indices, batch.letterbox))
         if len(arriving) > 1:  # read one batch late: the device has work meanwhile
@@ -120,8 +120,6 @@ def evaluate(
             progress.update(images=len(batch))
     parts += [one for last in arriving for one in to_original(last, truth.sizes)]
     detections = Detections.concatenate(parts)
-    if settings.one_class:
-        detections = replace(detections, classes=np.zeros_like(detections.classes))
     box, cls, dfl = (losses / max(len(truth), 1)).tolist()
     scores = coco_evaluate(truth, detections, names)
     return Evaluation(scores, pr_curves(truth, detections, len(names)), (box, cls, dfl), detections)

@@ -142,14 +142,13 @@ class DetectionDataset(Dataset[Sample]):
         rect: bool = False,
         stride: int = 32,
         cache: str | None = None,
-        single_cls: bool = False,
         defer_colour: bool = False,
     ) -> None:
         if imgsz % stride:
             raise UserError(f"--imgsz {imgsz}: must be a multiple of the model's stride {stride}")
         self.defer_colour = defer_colour
         self.index, self.imgsz, self.hyp, self.seed = index, imgsz, hyp, seed
-        self.augment, self.rect, self.stride, self.single_cls = augment, rect, stride, single_cls
+        self.augment, self.rect, self.stride = augment, rect, stride
         self._first_plain_epoch = epochs - hyp.close_mosaic
         self._affine = Affine(hyp.degrees, hyp.translate, hyp.scale, hyp.shear, hyp.perspective)
         self._cache: ImageCache | None = build_cache(index, imgsz, cache) if cache else None
@@ -321,7 +320,7 @@ class DetectionDataset(Dataset[Sample]):
         return Sample(
             torch.from_numpy(image.transpose(2, 0, 1)),
             torch.from_numpy(boxes),
-            torch.zeros_like(classes) if self.single_cls else classes,
+            classes,
             index,
             way,
             torch.from_numpy(colour),

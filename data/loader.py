@@ -110,10 +110,16 @@ def resize_batch(batch: Batch, size: int, stride: int = 32) -> Batch:
     )
 
 
+def multi_scale_range(imgsz: int, share: float, stride: int) -> tuple[int, int]:
+    """The least and the greatest multiple of `stride` within ±`share` of `imgsz`, in strides; at least 1."""
+    low, high = (round(imgsz * (1 + part) / stride, 6) for part in (-share, share))  # 6.000000000000001 is 6
+    low = max(math.ceil(low), 1)
+    return low, max(math.floor(high), low)
+
+
 def multi_scale_size(seed: int, epoch: int, batch: int, imgsz: int, share: float, stride: int) -> int:
     """The side for one training batch: any multiple of `stride` within ±`share` of `imgsz`, all equally likely."""
-    low = max(-int(-imgsz * (1 - share) // stride), 1)
-    high = max(int(imgsz * (1 + share) // stride), low)
+    low, high = multi_scale_range(imgsz, share, stride)
     return stride * int(rng(seed, "multi_scale", epoch, batch).integers(low, high + 1))
 
 
@@ -216,6 +222,11 @@ class Loader:
 
     def __len__(self) -> int:
         return len(self._plan)
+
+    @property
+    def smallest_batch(self) -> int:
+        """How many images the smallest batch of an epoch has."""
+        return min(map(len, self._plan.batches(0)), default=0)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """Batches `start_batch` … of an epoch. An error of the user's in a worker is raised here as it was there.

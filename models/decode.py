@@ -49,21 +49,23 @@ def detect(
     max_det: int = 300,
     agnostic: bool = False,
     classes: Sequence[int] = (),
+    one_class: bool = False,
 ) -> BatchDetections:
     """Return each image's detections with a score above `conf`, at most `max_det`; only of `classes`, if any are given.
 
     Without `nms` the one-to-one branch answers, and points that a neighbour surpasses count for less; shapes are
     static, and no device is waited for. With it, the one-to-many branch answers, and boxes that overlap a better one of
     their class (of any, if `agnostic`) by more than `iou` go. A point may answer for several classes, as in COCO's
-    evaluation.
+    evaluation; with `one_class` all count as the first, and a point answers once, with its best score.
     """
     boxes = decode_boxes(predictions)
+    scores = (predictions.logits if nms else predictions.one_to_one).float().sigmoid()
+    if one_class:
+        scores = scores.amax(2, keepdim=True)
     if nms:
-        scores = _only(classes, predictions.logits.float().sigmoid())
-        found = _best(boxes, scores, MAX_CANDIDATES, conf)
+        found = _best(boxes, _only(classes, scores), MAX_CANDIDATES, conf)
         return _suppress(found, iou, max_det, agnostic)
-    scores = damp_neighbours(predictions.one_to_one.float().sigmoid(), predictions.shapes)
-    return _best(boxes, _only(classes, scores), max_det, conf)
+    return _best(boxes, _only(classes, damp_neighbours(scores, predictions.shapes)), max_det, conf)
 
 
 def damp_neighbours(scores: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:

@@ -256,14 +256,12 @@ def test_rect_training_has_no_mosaic(index: Labelled) -> None:
         assert set(sample.classes.tolist()) <= {i}
 
 
-def test_crowds_and_single_class(index: Labelled) -> None:
+def test_crowds_are_in_no_sample(index: Labelled) -> None:
     crowded = Labelled(index.paths[:1], [(128, 96)], [[[10, 10, 50, 50], [20, 20, 60, 60], [0, 0, 99, 99]]])
     crowded.crowd[1] = True
     crowded.classes[:] = 4, 5, 6
     for augment in (True, False):
         assert make(crowded, augment=augment)[SampleKey(0, 0)].classes.tolist() == [4, 6]
-        assert make(crowded, augment=augment, single_cls=True)[SampleKey(0, 0)].classes.tolist() == [0, 0]
-    assert crowded.classes.tolist() == [4, 5, 6]
 
 
 def test_images_without_boxes(index: Labelled) -> None:

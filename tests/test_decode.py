@@ -91,6 +91,19 @@ def logit(probability: float) -> float:
     return float(torch.logit(torch.tensor(probability)))
 
 
+@pytest.mark.parametrize("nms", [False, True])
+def test_as_one_class_a_point_answers_once_with_its_best_score(nms: bool) -> None:
+    """Point 2 sees classes 1 and 0, point 3 beside it class 2, less clearly; point 80 class 2."""
+    scores = torch.full((1, 126, 3), -20.0)
+    scores[0, 2, [1, 0]] = torch.tensor([logit(0.9), logit(0.7)])
+    scores[0, [3, 80], 2] = torch.tensor([logit(0.8), logit(0.6)])
+    (apart,) = detect(predictions(scores, scores), nms=nms, iou=0.5, conf=0.5).split()
+    assert apart.classes.tolist() == [1, 2, 0, 2]
+    (found,) = detect(predictions(scores, scores), nms=nms, iou=0.5, conf=0.5, one_class=True).split()
+    assert found.scores.tolist() == pytest.approx([0.9, 0.6]) and found.classes.tolist() == [0, 0]
+    assert torch.equal(found.boxes, apart.boxes[[0, 3]])
+
+
 def test_the_branches_answer_each_in_its_own_way() -> None:
     """Point 2 sees an object, point 3 the same one again: NMS drops it, the one-to-one branch believes it less."""
     scores = torch.full((1, 126, 1), -20.0)

@@ -88,6 +88,20 @@ def test_video_is_read_and_written_frame_by_frame(tiny_run, images, tmp_path):
     assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == 3 and video.get(cv2.CAP_PROP_FPS) == pytest.approx(5)
 
 
+def test_a_video_that_is_named_twice_is_written_twice(tiny_run, images, tmp_path):
+    file = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 64))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no MJPG video")
+    for _ in range(3):
+        writer.write(cv2.imread(str(images / "00.png")))
+    writer.release()
+    (tmp_path / "list.txt").write_text(f"{file}\n{file}\n")
+    folder = run(tiny_run, tmp_path / "list.txt", tmp_path / "out")
+    videos = [cv2.VideoCapture(str(folder / name)) for name in ("clip.mp4", "clip_2.mp4")]
+    assert [int(video.get(cv2.CAP_PROP_FRAME_COUNT)) for video in videos] == [3, 3]
+
+
 def test_class_filter_and_flags(tiny_run, images, tmp_path, capsys):
     folder = run(tiny_run, images, tmp_path, "--classes", "1", "--save-json", "--conf-thres", "0.001", "--nosave")
     assert {record["category_id"] for record in json.loads((folder / "detections.json").read_text())} == {2}

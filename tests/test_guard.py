@@ -22,8 +22,10 @@ from utils import guard as guard_module
 from utils.checkpoint import load_checkpoint
 from utils.ema import ModelEMA
 from utils.errors import EXIT_DIVERGED, TrainingDiverged
-from utils.guard import MAX_SKIPPED_IN_A_ROW, Rollback, StepGuard, Stop, finite_only, lower_lr
+from utils.guard import MAX_SKIPPED_IN_A_ROW, Rollback, StepGuard, Stop, finite_only
+from utils.hyp import Hyp
 from utils.optim import NamedOptimizerState, build_optimizer, clip_gradients
+from utils.schedule import Course, LearningRate, Schedule, group_rates
 
 STEPS = 20
 FAULTS = ("NaN loss", "Inf gradient", "NaN in a buffer", "NaN pixels")
@@ -498,6 +500,24 @@ def test_rollbacks_of_no_use_end(tiny_data, tmp_path, monkeypatch, capsys) -> No
     assert content["state"]["components"]["scheduler"]["base_lrs"][0] == pytest.approx(0.002 * 1e-3)
 
 
+def test_a_way_back_of_before_is_gone_once_a_run_went_on_without(tiny_data, tmp_path, monkeypatch) -> None:
+    """Later on it would be taken for the start of another epoch."""
+    folder, save = tmp_path / "exp", train.save
+
+    def save_and_die(training: train.Training, *args: Any) -> None:
+        save(training, *args)
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save", save_and_die)
+        with pytest.raises(InterruptedError):
+            main(tiny_data, tmp_path, *ROLLBACK)
+        assert (folder / "weights" / "rollback.pt").exists()
+        with pytest.raises(InterruptedError):
+            train.main(["--resume", str(folder), "--on-divergence", "stop"])
+    assert not (folder / "weights" / "rollback.pt").exists()
+
+
 def test_a_run_that_is_over_keeps_no_way_back(tiny_data, tmp_path) -> None:
     main(tiny_data, tmp_path, "--epochs", "2", "--on-divergence", "rollback")
     assert sorted(path.name for path in (tmp_path / "exp" / "weights").iterdir()) == [
@@ -508,7 +528,8 @@ def test_a_run_that_is_over_keeps_no_way_back(tiny_data, tmp_path) -> None:
 def test_a_file_that_is_lowered_already_is_not_lowered_twice(tmp_path: Path) -> None:
     """A run saved in the middle of an epoch, before its fault, comes to the fault a second time."""
     run = Run()
-    scheduler = torch.optim.lr_scheduler.LambdaLR(run.optimizer, lambda epoch: 1.0)
+    lr = LearningRate(run.optimizer, Schedule(Hyp(schedule="constant"), Course(3), 1), group_rates(run.optimizer, 0.0))
+    scheduler = lr.scheduler
     file: dict[str, Any] = {}
 
     def save(path: Path) -> None:
@@ -519,7 +540,7 @@ def test_a_file_that_is_lowered_already_is_not_lowered_twice(tmp_path: Path) -> 
         run.guard.load_state_dict(file["guard"])
         scheduler.load_state_dict(copy.deepcopy(file["scheduler"]))
 
-    rollback = Rollback(run.guard, scheduler, tmp_path / "rollback.pt", save, load, lambda text: None)
+    rollback = Rollback(run.guard, lr.lower, tmp_path / "rollback.pt", save, load, lambda text: None)
     rollback.keep(at_start=True)
     middle = copy.deepcopy((run.guard.state_dict(), scheduler.state_dict()))
     rollback.recover(TrainingDiverged("x"))
@@ -531,16 +552,6 @@ def test_a_file_that_is_lowered_already_is_not_lowered_twice(tmp_path: Path) -> 
     assert scheduler.get_last_lr() == pytest.approx([0.005] * 3) and run.guard.rollbacks == 1
     rollback.recover(TrainingDiverged("x"))
     assert scheduler.get_last_lr() == pytest.approx([0.0005] * 3) and run.guard.rollbacks == 2
-
-
-def test_a_lowered_lr_stays_lowered() -> None:
-    run = Run()
-    scheduler = torch.optim.lr_scheduler.LambdaLR(run.optimizer, lambda epoch: 0.5**epoch)
-    lower_lr(scheduler, 0.1)
-    assert scheduler.get_last_lr() == [group["lr"] for group in run.optimizer.param_groups]
-    run.optimizer.step()
-    scheduler.step()
-    assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([0.0025] * 3)
 
 
 def test_without_being_asked_nothing_is_rolled_back() -> None:

@@ -21,7 +21,17 @@ import torch
 from data import dataset as dataset_module
 from data import loader as loader_module
 from data.dataset import DetectionDataset, Sample, SampleKey
-from data.loader import PREFETCH, Batch, Loader, Plan, collate, default_workers, multi_scale_size, resize_batch
+from data.loader import (
+    PREFETCH,
+    Batch,
+    Loader,
+    Plan,
+    collate,
+    default_workers,
+    multi_scale_range,
+    multi_scale_size,
+    resize_batch,
+)
 from data.processes import cores
 from tests.test_dataset import ALL, Labelled
 from tests.test_device import check_that_memory_is_kept
@@ -461,6 +471,11 @@ def test_multi_scale_sizes() -> None:
     assert {multi_scale_size(0, 0, number, 320, 0.0, 32) for number in range(20)} == {320}
     assert {multi_scale_size(0, 0, number, 32, 0.75, 32) for number in range(50)} == {32}
     assert {multi_scale_size(0, 0, number, 320, 0.25, 32) for number in range(200)} == {256, 288, 320, 352, 384}
+    for imgsz in range(32, 1313, 32):
+        for percent in range(96):  # in whole numbers, which nothing rounds
+            sides = [side for side in range(32, 2 * imgsz, 32) if 100 * abs(side - imgsz) <= percent * imgsz]
+            low, high = multi_scale_range(imgsz, percent / 100, 32)
+            assert (32 * low, 32 * high) == (sides[0], sides[-1]), (imgsz, percent)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's switch")

@@ -544,6 +544,12 @@ def test_boxes_are_drawn_where_they_are_in_the_color_of_their_class() -> None:
     assert (drawn[70, 85:] == 90).all()
 
 
+def test_lines_are_as_wide_as_asked_for() -> None:
+    image, box = np.full((300, 300, 3), 90, np.uint8), [[50, 100, 250, 250]]
+    sides = [(draw_boxes(image, box, [0], ["a"], line=line)[180] != 90).any(-1).sum() // 2 for line in (1, 3, 7, 15)]
+    assert sides[0] == 1 and all(wide - line in (0, 1, 2) for wide, line in zip(sides, (1, 3, 7, 15), strict=True))
+
+
 def test_no_boxes_leave_the_image_as_it_is() -> None:
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     assert (draw_boxes(image, np.zeros((0, 4)), np.zeros(0), ["a"]) == image).all()

@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from utils.errors import UserError
-from utils.guard import lower_lr
 from utils.hyp import SCHEDULES, Hyp, load_hyp
 from utils.optim import NamedOptimizerState, build_optimizer
 from utils.options import TrainOptions, parse
@@ -508,13 +507,31 @@ def test_a_rollback_lowers_all_of_a_warm_up() -> None:
     planned = []
     for lower in (False, True):
         if lower:
-            lower_lr(lr.scheduler, 0.1)
+            lr.lower(0.1)
         for step in (0, 3, 7):
             lr.apply(step)
             planned.append({group["name"]: group["lr"] for group in optimizer.param_groups})
     assert planned[0]["bias"] == 0.1
     for before, after in zip(planned[:3], planned[3:], strict=True):
         assert after == pytest.approx({name: 0.1 * value for name, value in before.items()})
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "linear"])
+def test_a_lowered_lr_is_that_of_a_run_that_goes_on_from_a_state_of_it(schedule: str) -> None:
+    """To the last bit, at any epoch: a product of three numbers depends on the order."""
+    hyp = replace(HYP, schedule=schedule)
+    for epoch in range(30):
+        model, optimizer, lr, _ = start(hyp, 30, 1)
+        train(model, optimizer, lr, range(epoch), 1)
+        lr.lower(0.1)
+        whole = lr.scheduler.get_last_lr()
+        resumed = start(hyp, 30, 1)[2]
+        resumed.scheduler.load_state_dict(lr.scheduler.state_dict())
+        resumed.refresh()
+        assert resumed.scheduler.get_last_lr() == whole
+        assert whole == pytest.approx([0.1 * 0.02 * build_factor(hyp, 30)(epoch)] * 3)
+    train(model, optimizer, lr, range(29, 30), 1)
+    assert lr.current()["decay"] == pytest.approx(0.1 * 0.02 * build_factor(hyp, 30)(29)), "it stays lowered"
 
 
 def test_warm_up_starts_groups_and_momentum_where_it_says() -> None:
@@ -690,3 +707,15 @@ def test_the_jump_in_words() -> None:
     gone = replace(hyp, lrf=0.0)
     replan = schedule_of(gone, Course(4).extend(4, 8, "replan"), 1)
     assert "(from nothing)" in describe_jump(schedule_of(gone, 4, 1), replan, 4, 0.02)
+
+
+def test_the_jump_names_the_warm_up_that_the_longer_run_has() -> None:
+    """Of 2 epochs a tenth is no epoch; of 100, replanned, 3 epochs are warm-up: the third is its last."""
+    hyp = replace(HYP, warmup_epochs=3.0, warmup_max_fraction=0.1)
+    words = ", with warm-up on top"
+    for at, planned in ((2, True), (3, False)):
+        before, after = schedule_of(hyp, at, 1), schedule_of(hyp, Course(at).extend(at, 100, "replan"), 1)
+        assert after.warmup(at).steps == 3
+        assert describe_jump(before, after, at, 0.02).endswith(words) == planned
+    tail = schedule_of(hyp, Course(2).extend(2, 100, "tail"), 1)
+    assert not describe_jump(schedule_of(hyp, 2, 1), tail, 2, 0.02).endswith(words)

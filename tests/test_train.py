@@ -63,6 +63,20 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     monkeypatch.setattr(train, "save", save_and_die)
 
 
+@pytest.mark.parametrize("flags", [("--batch", "1"), ("--batch", "11"), ("--batch", "4", "--set", "multi_scale=0.6")])
+def test_a_batch_of_one_value_a_channel_is_refused_before_the_first_step(tiny_data, tmp_path, flags):
+    """Of 12 images."""
+    words = r"--img \d+: of 12 images, \d+ at a time, a batch comes to one image of 32 pixels, and batch norm can't"
+    if "--set" in flags:
+        run(tiny_data, tmp_path, *flags, "--img", "64", "--epochs", "1")  # batches of four
+        flags = ("--batch", "11", *flags[2:], "--img", "64")
+    else:
+        flags = (*flags, "--img", "32")
+    with pytest.raises(UserError, match=words):
+        run(tiny_data, tmp_path / "none", *flags, "--epochs", "1")
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_a_resumed_run_is_the_uninterrupted_one(tiny_data, tmp_path, monkeypatch, optimizer):
     flags = ["--epochs", "4", "--optimizer", optimizer, "--multi-scale", "--set", "close_mosaic=1", "nominal_batch=8"]

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from utils import dist
 from utils.device import Arriving
@@ -229,7 +228,7 @@ class Rollback:
 
     Args:
         guard: counts the rollbacks, as part of the state.
-        scheduler: its learning rates are multiplied by `ROLLBACK_LR` at each.
+        lower: multiplies all coming learning rates by a number, by `ROLLBACK_LR` at each.
         path: the file.  save: writes the state there.  load: takes it from there.
         say: tells the user.
     """
@@ -237,13 +236,13 @@ class Rollback:
     def __init__(
         self,
         guard: StepGuard,
-        scheduler: LRScheduler,
+        lower: Callable[[float], None],
         path: Path,
         save: Callable[[Path], None],
         load: Callable[[Path], None],
         say: Callable[[str], None],
     ) -> None:
-        self.guard, self.scheduler = guard, scheduler
+        self.guard, self.lower = guard, lower
         self.path, self.save, self.load, self.say = path, save, load, say
 
     def keep(self, at_start: bool) -> None:
@@ -251,9 +250,7 @@ class Rollback:
             self.save(self.path)
 
     def forget(self) -> None:
-        """Remove the file, and what stood there before it."""
-        for path in (self.path, self.path.with_name(f"{self.path.stem}.previous{self.path.suffix}")):
-            path.unlink(missing_ok=True)
+        forget_rollback(self.path)
 
     def recover(self, error: TrainingDiverged) -> None:
         """Go back, or raise `error` where `MAX_ROLLBACKS` were of no use."""
@@ -262,7 +259,7 @@ class Rollback:
             raise error
         self.load(self.path)
         # A run that was interrupted between its start and its fault finds a file that is lowered already.
-        lower_lr(self.scheduler, ROLLBACK_LR ** (count - self.guard.rollbacks))
+        self.lower(ROLLBACK_LR ** (count - self.guard.rollbacks))
         self.guard.rollbacks = count
         self.save(self.path)
         self.say(
@@ -276,12 +273,10 @@ def lowered(rollbacks: int) -> str:
     return f"every learning rate is {ROLLBACK_LR**rollbacks:g} times the planned one"
 
 
-def lower_lr(scheduler: LRScheduler, factor: float) -> None:
-    """Multiply by `factor` all that the schedule gives from here on. It is part of the scheduler's state."""
-    scheduler.base_lrs = [lr * factor for lr in scheduler.base_lrs]
-    scheduler._last_lr = [lr * factor for lr in scheduler.get_last_lr()]
-    for group in scheduler.optimizer.param_groups:
-        group["lr"], group["initial_lr"] = group["lr"] * factor, group["initial_lr"] * factor
+def forget_rollback(path: Path) -> None:
+    """Remove the file of a way back, and what stood there before it."""
+    for file in (path, path.with_name(f"{path.stem}.previous{path.suffix}")):
+        file.unlink(missing_ok=True)
 
 
 def finite_only(row: Mapping[str, Any]) -> dict[str, Any]:

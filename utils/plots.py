@@ -583,8 +583,8 @@ def draw_boxes(
 
     for i in order[::-1]:
         x1, y1, x2, y2 = boxes[i].round().astype(int).tolist()
-        line = max(1, round(min(long_side / 350, min(x2 - x1, y2 - y1) / 10)))
-        cv2.rectangle(image, (x1, y1), (x2, y2), _rgb(classes[i]), line)
+        width = line or max(1, round(min(long_side / 350, min(x2 - x1, y2 - y1) / 10)))
+        cv2.rectangle(image, (x1, y1), (x2, y2), _rgb(classes[i]), width)
     extents = [_text_extent(label, scale, thickness) for label in labels]
     for i, label, spot in zip(order, labels, _place_labels(boxes[order], extents, image.shape), strict=True):
         if spot is not None:

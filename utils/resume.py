@@ -9,7 +9,6 @@ from typing import Any
 from utils.checkpoint import load_state
 from utils.errors import UserError, many
 from utils.hyp import Hyp, load_hyp
-from utils.optim import accumulation, scaled_lr
 from utils.options import TrainOptions
 from utils.schedule import EXTENSIONS, Course, CustomFactor, Schedule, describe_jump, load_custom
 from utils.stopping import EarlyStopping, is_evaluated
@@ -36,12 +35,13 @@ class Origin:
         """The course without its last extension."""
         return replace(self.course, extensions=self.course.extensions[:-1])
 
-    def jump(self, before: Course, after: Course, epoch: int, batch_size: int) -> str:
-        """Say what an extension at `epoch` does to the lr of a run with batches of `batch_size`."""
-        hyp = self.hyp
-        schedules = (Schedule(hyp, course, 1, self.custom) for course in (before, after))
-        effective = batch_size * accumulation(batch_size, hyp.nominal_batch)
-        return describe_jump(*schedules, epoch, scaled_lr(hyp.lr0, hyp.lr_batch_rule, effective, hyp.nominal_batch))
+    def jump(self, before: Course, after: Course, epoch: int) -> str:
+        """Say what an extension at `epoch` does to the lr of the saved run."""
+        schedules = (Schedule(self.hyp, course, 1, self.custom) for course in (before, after))
+        saved = self.content["state"]["components"]
+        group = next(iter(saved["optimizer"]["groups"].values()))
+        lr0 = saved["scheduler"]["base_lrs"][0] / group["lr_scale"]
+        return describe_jump(*schedules, epoch, lr0)
 
 
 def custom_factor(options: TrainOptions, saved: dict[str, Any] | None = None) -> CustomFactor | None:
@@ -139,7 +139,7 @@ def how_to_go_on(options: TrainOptions, origin: Origin, path: Path, done: int, o
         f"{path}: {over}, so there is nothing to resume. To go on with it, extend it, for example to {epochs} epochs:"
     ]
     for mode, words in zip(EXTENSIONS, ("the same schedule over the new length", "stay at the last lr"), strict=True):
-        jump = origin.jump(course, course.extend(done, epochs, mode), done, options.batch_size)
+        jump = origin.jump(course, course.extend(done, epochs, mode), done)
         lines.append(f"  --resume {run} --epochs {epochs} --extend {mode:<6}  {words}: {jump}")
     best = path.with_name("best.pt")
     lines.append(f"  --weights {best}  is fine-tuning: a new run from its best weights, with a schedule from lr0 on")

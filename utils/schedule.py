@@ -374,11 +374,11 @@ class LearningRate:
         for group, target, base in targets:
             planned = self.rates[group["name"]]
             start = planned.start * (base / planned.base)  # a rollback lowers all of a warm-up
-            group["lr"] = self._applied[group["name"]] = warmup.lr(start, target, step)
+            group["lr"] = warmup.lr(start, target, step)
             set_momentum(group, momentum)
 
     def end_epoch(self) -> None:
-        # A run may go on from after its epoch's last step: this process then called no `apply`, and took no step.
+        # A run may go on from after its epoch's last step: this process called no `apply`, the optimizer has its lr.
         self._applied = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
@@ -388,6 +388,11 @@ class LearningRate:
         """Compute the coming epoch's lr anew: an extension changes the formula, and a saved lr is by the old one."""
         factor = self.schedule.factor(self.scheduler.last_epoch)
         self.scheduler._last_lr = [base * factor for base in self.scheduler.base_lrs]
+
+    def lower(self, factor: float) -> None:
+        """Multiply by `factor` all that the schedule gives from here on. It is part of the scheduler's state."""
+        self.scheduler.base_lrs = [base * factor for base in self.scheduler.base_lrs]
+        self.refresh()  # as a run does that goes on from this: the same numbers to the last bit
 
     def current(self) -> dict[str, float]:
         """The lr of each group that the last optimizer step used (after an epoch the optimizer has the next one's)."""
@@ -434,5 +439,5 @@ def describe_jump(before: Schedule, after: Schedule, at: int, lr0: float) -> str
     last = lr0 * after.factor(after.course.epochs - 1)
     return (
         f"lr {old:.6g} in epoch {at} -> {new:.6g} in epoch {at + 1} ({jump}), {last:.6g} in epoch {after.course.epochs}"
-        f"{', with warm-up on top' if at < before.stages[0].warmup.steps else ''}"
+        f"{', with warm-up on top' if at < after.stage(at).warmup.steps else ''}"
     )
