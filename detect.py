@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data.augment import letterbox
 from data.cache import decode, read_image, resize_long_side
+from data.images import OTHER_IMAGE_SUFFIXES
 from models.decode import detect
 from models.yolo import MAX_STRIDE, YOLO, check_imgsz
 from utils import dist
@@ -66,7 +67,9 @@ def find_files(source: str, where: str = "") -> list[Path]:
     if path.is_dir():
         found = sorted(path.iterdir())
     elif path.is_file() and path.suffix.lower() == ".txt":
-        found = [file for line in _read_list(path) for file in find_files(line, f" (named in {source})")]
+        # As in a list of training images: from the list's folder, or else from the current one.
+        lines = [str(path.parent / line) if (path.parent / line).exists() else line for line in _read_list(path)]
+        found = [file for line in lines for file in find_files(line, f" (named in {source})")]
     elif path.is_file():
         found = [path]
     else:
@@ -79,6 +82,9 @@ def find_files(source: str, where: str = "") -> list[Path]:
     known = [file for file in found if file.suffix.lower() in IMAGES + VIDEOS and file.is_file()]
     if not known:
         raise UserError(f"--source {source}{where}: no image or video in it; read are {' '.join(IMAGES + VIDEOS)}")
+    passed = sorted({file.suffix.lower() for file in found} & set(OTHER_IMAGE_SUFFIXES))
+    if passed:
+        print(f"warning: --source {printable(source)}: {' '.join(passed)} is not read; left out", file=sys.stderr)
     return known
 
 
@@ -118,9 +124,14 @@ def _video_frames(file: Path, stem: str, stride: int) -> Iterator[Frame]:
             got, image = video.retrieve()
             if got:
                 yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), file, stem, number, fps)
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))  # of some containers an estimate
     video.release()
     if number == 0:
         print(f"warning: {printable(str(file))}: not a video that OpenCV can decode; left out", file=sys.stderr)
+    elif number < 0.98 * count - 1:
+        print(
+            f"warning: {printable(str(file))}: ends at frame {number} of {count}: damaged from there", file=sys.stderr
+        )
 
 
 @torch.inference_mode()

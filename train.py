@@ -323,6 +323,7 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
         raise UserError(f"--batch-size {options.batch_size}: must be a multiple of the {dist.world_size()} processes")
     each = options.batch_size // dist.world_size()
     common: dict[str, Any] = {"workers": workers, "seed": options.seed, "pin_memory": device.type == "cuda"}
+    low, high = multi_scale_range(imgsz, origin.hyp.multi_scale, MAX_STRIDE)
     loader = Loader(
         train_set,
         each,
@@ -332,12 +333,13 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
         **common,
     )
     val_loader = Loader(val_set, each, shuffle=False, **common)
-    if loader.smallest_batch == multi_scale_range(imgsz, origin.hyp.multi_scale, MAX_STRIDE)[0] == 1:
+    if loader.smallest_batch == low == 1:
         raise UserError(
             f"--img {imgsz}: of {len(train)} images, {each} at a time, a batch comes to one image of {MAX_STRIDE} "
             f"pixels, and batch norm can't train on its coarsest map, one value: use a larger --img or another --batch"
         )
     chosen = "" if options.imgsz else " (longest side of the training images, at most 640)"
+    chosen += f", in training {low * MAX_STRIDE} to {high * MAX_STRIDE}" if origin.hyp.multi_scale else ""
     classes = many(config.nc, "class")
     say(f"data         {config.file}: {classes}, {len(train)} training and {len(val)} validation images")
     say(f"image size   {imgsz}{chosen}; image cache {cache or 'off'}; {many(workers, 'loader worker')}")
@@ -362,14 +364,19 @@ def build_training(
     ema, guard = ModelEMA(model, hyp.ema_decay, hyp.ema_tau), StepGuard(model, optimizer, data.train.path)
     optimizer.register_step_post_hook(lambda *_: ema.update_parameters(model, guard.skipped))
     steps = -(-len(data.train_loader) // accumulate)
+    closing = 0 if options.rect or not (hyp.mosaic or hyp.mixup) else hyp.close_mosaic
     schedule, rates = Schedule(hyp, origin.course, steps, origin.custom), group_rates(optimizer, hyp.warmup_bias_lr)
-    lr, curve = LearningRate(optimizer, schedule, rates), lr_curve(schedule, rates, hyp.close_mosaic)
+    lr, curve = LearningRate(optimizer, schedule, rates), lr_curve(schedule, rates, closing)
     say(f"model        {model.config.name}, {count_parameters(model):,} parameters; {source}")
+    if frozen:
+        held = sum(p.numel() for module in frozen for p in module.parameters())
+        untrained = "; random as they are: --weights gives trained ones" if source == "random weights" else ""
+        say(f"frozen       {held:,} of them, {many(len(frozen), 'stage')} of the backbone{untrained}")
     say(f"device       {precision.device}, {precision.description}")
     for line in (
         *describe_update(hyp, options.batch_size, plan),
         f"schedule     {describe_schedule(hyp, options.schedule, lr0 * schedule.factor(origin.course.epochs - 1))}",
-        *describe_mosaic(hyp.mosaic, hyp.close_mosaic, curve),
+        *describe_mosaic(hyp.mosaic, hyp.mixup, options.rect, hyp.close_mosaic, curve),
         *(f"warning: {doubt}" for doubt in doubts(hyp)),
         *describe_groups(model, optimizer),
         *describe_curve(curve),
@@ -603,6 +610,8 @@ def find_lr(training: Training, options: TrainOptions, hyp: Hyp) -> None:
     suggestion, folder = suggest(result), side_folder(options, "lr_find")
     for line in describe(result, suggestion):
         say(line)
+    for doubt in doubts(replace(hyp, lr0=suggestion.lr or hyp.lr0)):
+        say(f"warning: {doubt}")
     if dist.is_main():
         write_csv(result, folder / "lr_find.csv")
         curves = (result.lr, result.loss, result.smoothed)

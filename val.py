@@ -33,6 +33,8 @@ from utils.errors import UserError, many, run_cli
 from utils.hyp import Hyp
 from utils.loggers import Progress
 from utils.metrics import (
+    CONFUSION_CONF,
+    CONFUSION_IOU,
     CocoScores,
     Curves,
     Detections,
@@ -187,8 +189,9 @@ def print_scores(evaluation: Evaluation, truth: Index, names: tuple[str, ...], v
 def save_pictures(run: RunDir, evaluation: Evaluation, loader: Loader, truth: Index, names: tuple[str, ...]) -> None:
     """Draw the curves, the confusion matrix and the first three batches with labels and with predictions."""
     plot_curves(evaluation.curves, names, run.path)
-    plot_confusion(confusion_matrix(truth, evaluation.detections, len(names)), names, run.path / "confusion_matrix.png")
     found = evaluation.detections
+    counted = f"confidence from {CONFUSION_CONF:g}, IoU from {CONFUSION_IOU:g}"
+    plot_confusion(confusion_matrix(truth, found, len(names)), names, run.path / "confusion_matrix.png", counted)
     for number, batch in zip(range(3), loader.epoch(0), strict=False):
         boxes = [b[c >= 0].numpy() for b, c in zip(batch.boxes, batch.classes, strict=True)]
         classes = [c[c >= 0].numpy() for c in batch.classes]

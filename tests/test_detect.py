@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -86,6 +88,34 @@ def test_video_is_read_and_written_frame_by_frame(tiny_run, images, tmp_path):
     assert sorted(path.name for path in (folder / "labels").iterdir()) == ["clip_1.txt", "clip_3.txt", "clip_5.txt"]
     video = cv2.VideoCapture(str(folder / "clip.mp4"))
     assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == 3 and video.get(cv2.CAP_PROP_FPS) == pytest.approx(5)
+
+
+def test_a_video_that_ends_too_soon_is_named(tiny_run, images, tmp_path, capsys):
+    file = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 64))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no MJPG video")
+    for number in range(40):
+        writer.write(np.roll(cv2.imread(str(images / "00.png")), number, 0))
+    writer.release()
+    run(tiny_run, file, tmp_path / "whole", "--vid-stride", "20")
+    assert "warning" not in capsys.readouterr().err
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    run(tiny_run, file, tmp_path / "half", "--vid-stride", "20")
+    warning = capsys.readouterr().err
+    number = int(re.search(rf"warning: {file}: ends at frame (\d+) of 40: damaged from there", warning)[1])
+    assert 10 < number < 30
+
+
+def test_a_list_names_files_from_its_own_folder_on_and_gifs_are_not_read(tiny_run, images, tmp_path, capsys):
+    shutil.copytree(images, tmp_path / "set" / "in")
+    (tmp_path / "set" / "list.txt").write_text("in/00.png\nin/01.png\n")
+    folder = run(tiny_run, tmp_path / "set" / "list.txt", tmp_path / "out")
+    assert sorted(path.name for path in folder.iterdir()) == ["00.png", "01.png"]
+    (tmp_path / "set" / "in" / "x.GIF").write_bytes(b"GIF89a")
+    run(tiny_run, tmp_path / "set" / "in", tmp_path / "more")
+    assert f"warning: --source {tmp_path / 'set' / 'in'}: .gif is not read; left out" in capsys.readouterr().err
 
 
 def test_a_video_that_is_named_twice_is_written_twice(tiny_run, images, tmp_path):

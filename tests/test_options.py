@@ -241,7 +241,9 @@ def test_every_default_passes_its_own_check() -> None:
         assert cls.from_dict(cls().to_dict()) == cls()
 
 
-@pytest.mark.parametrize("flags", ["--noval --patience 3", "--nosave --save-minutes 1", "--noval --val-period 2"])
+@pytest.mark.parametrize(
+    "flags", ["--noval --patience 3", "--nosave --save-minutes 1", "--nosave --save-period 1", "--noval --val-period 2"]
+)
 def test_what_a_switch_makes_void_is_refused(flags: str) -> None:
     switch, other, _ = flags.split()
     with pytest.raises(UserError, match=f"{switch} and {other} contradict each other"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -330,6 +332,17 @@ def test_the_range_test_leaves_no_trace(tiny_data, tmp_path, capsys):
     assert same(first, second)
 
 
+def test_the_range_test_doubts_what_training_would_doubt(tiny_data, tmp_path, monkeypatch, capsys):
+    flags = ["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--lr-find", "--lr-find-steps", "30"]
+    for lr, warned in ((0.02, 1), (0.002, 0)):
+        found = train.suggest
+        monkeypatch.setattr(
+            train, "suggest", lambda result, lr=lr, found=found: replace(found(result), line=f"lr0: {lr}")
+        )
+        train.main([*flags, "--set", "optimizer=AdamW"])
+        assert capsys.readouterr().out.count("warning: lr0 0.02 is high for AdamW: 0.002 is usual") == warned
+
+
 def interrupted_under_an_own_schedule(tiny_data: Path, tmp_path: Path, monkeypatch, module: Path) -> list[str]:
     """Write a module that halves the lr, train 2 of 3 epochs under it into `runs/exp`; return its flag."""
     module.write_text("def halving(epoch, epochs, lrf):\n    return 0.5**epoch\n")
@@ -497,16 +510,48 @@ def test_images_an_update_are_no_more_than_there_are(tiny_data, tmp_path, capsys
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--epochs", "40"], "not in the last 10 epochs (close_mosaic 10)"),
-        (["--epochs", "10"], "in none of the epochs (close_mosaic 10)"),
+        (["--epochs", "40"], "mosaic       not in the last 10 epochs (close_mosaic 10)"),
+        (["--epochs", "10"], "mosaic       in none of the epochs (close_mosaic 10)"),
+        (
+            ["--epochs", "40", "--set", "mixup=0.1"],
+            "mosaic       and mixup: not in the last 10 epochs (close_mosaic 10)",
+        ),
+        (
+            ["--epochs", "40", "--set", "mixup=0.1", "mosaic=0"],
+            "mixup        not in the last 10 epochs (close_mosaic 10)",
+        ),
+        (["--epochs", "40", "--rect"], "mosaic       not with --rect"),
+        (
+            ["--epochs", "40", "--rect", "--set", "close_mosaic=0", "mixup=0.1"],
+            "mosaic       and mixup: not with --rect",
+        ),
+        (["--epochs", "40", "--rect", "--set", "mosaic=0"], ""),
         (["--epochs", "40", "--set", "close_mosaic=0"], ""),
         (["--epochs", "40", "--set", "mosaic=0"], ""),
     ],
 )
 def test_what_becomes_of_mosaics_is_said(flags, said, tiny_data, tmp_path, capsys):
     train.main(["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--plan", *flags])
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mosaic")]
-    assert lines == ([f"mosaic       {said}"] if said else [])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("mosaic", "mixup"))]
+    assert lines == [said][: bool(said)]
+
+
+def test_what_is_frozen_and_which_sizes_are_drawn_is_said(tiny_data, tmp_path, capsys):
+    flags = ["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--plan"]
+    train.main([*flags, "--freeze", "backbone", "--img", "128", "--set", "multi_scale=0.5"])
+    out = capsys.readouterr().out
+    whole, held = (
+        re.search(r"model .* ([\d,]+) parameters", out)[1],
+        re.search(r"frozen +([\d,]+) of them, (.*)\n", out),
+    )
+    moving = sum(int(n.replace(",", "")) for n in re.findall(r"^group .* ([\d,]+) parameters", out, re.M))
+    assert int(held[1].replace(",", "")) + moving == int(whole.replace(",", ""))
+    with pytest.raises(UserError, match="the backbone has 4 stages"):
+        train.main([*flags, "--freeze", "5"])
+    assert held[2] == "4 stages of the backbone; random as they are: --weights gives trained ones"
+    assert "image size   128, in training 64 to 192; " in out
+    train.main(flags)
+    assert "\nfrozen" not in (out := capsys.readouterr().out) and "in training" not in out
 
 
 def test_an_lr_for_a_part_that_is_frozen_is_refused(tiny_data, tmp_path):

@@ -138,7 +138,7 @@ class Hyp:
     mosaic: float = _key(1.0, "probability of a mosaic of four images", within="[0, 1]")
     mixup: float = _key(0.0, "probability of blending two mosaics", within="[0, 1]")
     close_mosaic: int = _key(
-        10, "last epochs of the run that train without mosaic", within="[0, 100000]", unit="epochs"
+        10, "last epochs of the run that train without mosaic and mixup", within="[0, 100000]", unit="epochs"
     )
     multi_scale: float = _key(0.0, "size of batches varies by this share; --multi-scale sets 0.5", within="[0, 0.75]")
 

@@ -284,8 +284,11 @@ def pr_curves(truth: GroundTruth, detections: Detections, nc: int) -> Curves:
     )
 
 
+CONFUSION_CONF, CONFUSION_IOU = 0.25, 0.45  # what counts as found in a confusion matrix
+
+
 def confusion_matrix(
-    truth: GroundTruth, detections: Detections, nc: int, conf: float = 0.25, iou: float = 0.45
+    truth: GroundTruth, detections: Detections, nc: int, conf: float = CONFUSION_CONF, iou: float = CONFUSION_IOU
 ) -> np.ndarray:
     """Count what was taken for what: int64[nc + 1, nc + 1], predicted class × true class; the last is background.
 

@@ -207,7 +207,9 @@ class TrainOptions(_Options):
         low=0,
         shown="5, or 100 times what a save takes",
     )
-    nosave: bool = _flag(False, "save no state before the end: such a run survives no kill", "run folder")
+    nosave: bool = _flag(
+        False, "save no state before the end, but when a signal stops the run: it survives no kill", "run folder"
+    )
     noplots: bool = _flag(False, "draw no pictures", "run folder")
     force: bool = _flag(False, "resume even where it would not be the same run", "run folder")
 
@@ -247,7 +249,12 @@ class TrainOptions(_Options):
             raise UserError(f"{' and '.join(said)} contradict each other: give one of them")
         if self.schedule == "custom":
             raise UserError("--schedule custom: give the function itself, as --schedule my_module:my_factor")
-        for switch, other in (("noval", "val_period"), ("noval", "patience"), ("nosave", "save_minutes")):
+        for switch, other in (
+            ("noval", "val_period"),
+            ("noval", "patience"),
+            ("nosave", "save_minutes"),
+            ("nosave", "save_period"),
+        ):
             if getattr(self, switch) and other in self.explicit:
                 flag = f"--{other.replace('_', '-')}"
                 raise UserError(f"--{switch} and {flag} contradict each other: give one of them")

@@ -336,10 +336,11 @@ def plot_curves(curves: PrecisionRecallCurves, names: Sequence[str], run_dir: Pa
     _plot_lines(run_dir / "R_curve.png", (confidence, x), (curves.recall[known], "recall"), names)
 
 
-def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
+def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path, counted: str = "") -> None:
     """Draw a confusion matrix int[nc + 1, nc + 1] (predicted × true, the last is background).
 
     Colours and fractions are shares of the true class, so each column adds up to 1; counts stand below them.
+    `counted` says which detections are.
     """
     n = len(matrix)
     shares = matrix / np.maximum(matrix.sum(axis=0, keepdims=True), 1)
@@ -357,7 +358,7 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
         axes.set_xticks(np.arange(0, n, every), labels[::every], rotation=90 if n > 6 else 0, fontsize=size)
         axes.set_yticks(np.arange(0, n, every), labels[::every], fontsize=size)
         axes.set_xlabel("true")
-        axes.set_ylabel("predicted")
+        axes.set_ylabel(f"predicted ({counted})" if counted else "predicted")
         if cell >= 8:
             _write_cells(axes, matrix, shares, cell)
 

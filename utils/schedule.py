@@ -405,13 +405,17 @@ def describe_schedule(hyp: ScheduleSettings, own: str, last: float) -> str:
     return f"{own if hyp.schedule == 'custom' else hyp.schedule}, lr {last:.6g} in the last epoch{toward}"
 
 
-def describe_mosaic(mosaic: float, close_mosaic: int, curve: LRCurve) -> list[str]:
-    """Say from when on there are no mosaics; nothing where there are none or no end of them."""
-    if not mosaic or curve.close_mosaic_epoch is None:
+def describe_mosaic(mosaic: float, mixup: float, rect: bool, close_mosaic: int, curve: LRCurve) -> list[str]:
+    """Say when there are no mosaics and no mixup, those of them that are asked for; nothing where there always are."""
+    if not (mosaic or mixup) or (curve.close_mosaic_epoch is None and not rect):
         return []
-    end = curve.epochs - curve.close_mosaic_epoch
-    when = "in none of the epochs" if end >= curve.epochs else f"not in the last {many(end, 'epoch')}"
-    return [f"mosaic       {when} (close_mosaic {close_mosaic})"]
+    if rect:
+        when = "not with --rect"
+    else:
+        end = curve.epochs - curve.close_mosaic_epoch
+        when = "in none of the epochs" if end >= curve.epochs else f"not in the last {many(end, 'epoch')}"
+        when = f"{when} (close_mosaic {close_mosaic})"
+    return [f"{'mosaic' if mosaic else 'mixup':<12} {'and mixup: ' if mosaic and mixup else ''}{when}"]
 
 
 def describe_curve(curve: LRCurve) -> list[str]:
