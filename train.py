@@ -32,15 +32,15 @@ from data.processes import cores
 from data.splits import Splits, read_splits
 from models.build import build_model, check_request, rebuild_model
 from models.loss import DetectionLoss, LossTerms
-from models.transfer import freeze, hold
+from models.transfer import describe_frozen, freeze, hold
 from models.yolo import MAX_STRIDE, YOLO, count_parameters
 from utils import dist
-from utils.checkpoint import TrainState, load_state, save_model, save_state
+from utils.checkpoint import TrainState, load_state, remove_state, save_model, save_state
 from utils.device import Precision, compile_regions, keep_freed_memory, prefetch, select_device, set_deterministic
 from utils.ema import ModelEMA
 from utils.errors import Stopped, TrainingDiverged, UserError, many, run_cli
 from utils.fingerprint import check_same_run, fingerprint
-from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only, forget_rollback, lowered
+from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only, lowered
 from utils.hyp import Hyp, doubts, hyp_table
 from utils.keeper import Keeper, before_training
 from utils.loggers import Logger, Progress, build_loggers
@@ -76,6 +76,7 @@ from utils.telemetry import Telemetry
 from val import DetectSettings, Evaluation, evaluate, load_model, print_scores, save_pictures
 
 MAX_IMGSZ = 640  # largest image size that is chosen unasked
+ROLLBACK = "rollback.pt"  # in the folder of weights: the way back of `--on-divergence rollback`
 
 
 @dataclass
@@ -243,7 +244,7 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
                 logger.log(state.epoch, finite_only(row))
             save(training, output, options, better, last or stop)
             if last or stop:
-                recovery.forget()
+                remove_state(output.run.weights / ROLLBACK)
         if stop and not last:
             best = training.stopping.best_epoch + 1
             say(f"stopped: no better {hyp.fitness} for {many(options.patience, 'epoch')} (best: epoch {best})")
@@ -253,7 +254,7 @@ def build_recovery(training: Training, output: Output | None, options: TrainOpti
     """Return what `--on-divergence` asks for."""
     if options.on_divergence == "stop":
         if output is not None:  # of the run before it was stopped: later on it would be the start of no epoch
-            forget_rollback(output.run.weights / "rollback.pt")
+            remove_state(output.run.weights / ROLLBACK)
         return Stop()
 
     def save_here(path: Path) -> None:
@@ -264,7 +265,7 @@ def build_recovery(training: Training, output: Output | None, options: TrainOpti
     def load_here(path: Path) -> None:
         training.state.load_state_dict(load_state(path)["state"])
 
-    path = dist.from_main(output.run.weights / "rollback.pt" if output is not None else None)
+    path = dist.from_main(output.run.weights / ROLLBACK if output is not None else None)
     return Rollback(training.guard, training.lr.lower, path, save_here, load_here, say)
 
 
@@ -333,7 +334,7 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
         **common,
     )
     val_loader = Loader(val_set, each, shuffle=False, **common)
-    if loader.smallest_batch == low == 1:
+    if low == 1 == loader.smallest_batch:
         raise UserError(
             f"--img {imgsz}: of {len(train)} images, {each} at a time, a batch comes to one image of {MAX_STRIDE} "
             f"pixels, and batch norm can't train on its coarsest map, one value: use a larger --img or another --batch"
@@ -368,12 +369,9 @@ def build_training(
     schedule, rates = Schedule(hyp, origin.course, steps, origin.custom), group_rates(optimizer, hyp.warmup_bias_lr)
     lr, curve = LearningRate(optimizer, schedule, rates), lr_curve(schedule, rates, closing)
     say(f"model        {model.config.name}, {count_parameters(model):,} parameters; {source}")
-    if frozen:
-        held = sum(p.numel() for module in frozen for p in module.parameters())
-        untrained = "; random as they are: --weights gives trained ones" if source == "random weights" else ""
-        say(f"frozen       {held:,} of them, {many(len(frozen), 'stage')} of the backbone{untrained}")
-    say(f"device       {precision.device}, {precision.description}")
     for line in (
+        *describe_frozen(frozen, trained=source != "random weights"),
+        f"device       {precision.device}, {precision.description}",
         *describe_update(hyp, options.batch_size, plan),
         f"schedule     {describe_schedule(hyp, options.schedule, lr0 * schedule.factor(origin.course.epochs - 1))}",
         *describe_mosaic(hyp.mosaic, hyp.mixup, options.rect, hyp.close_mosaic, curve),

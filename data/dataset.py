@@ -316,11 +316,10 @@ class DetectionDataset(Dataset[Sample]):
 
     def _sample(self, picture: Picture, index: int, way: Tensor, colour: np.ndarray = SAME) -> Sample:
         image, boxes, classes = picture
-        classes = torch.from_numpy(classes.astype(np.int64, copy=False))
         return Sample(
             torch.from_numpy(image.transpose(2, 0, 1)),
             torch.from_numpy(boxes),
-            classes,
+            torch.from_numpy(classes.astype(np.int64, copy=False)),
             index,
             way,
             torch.from_numpy(colour),

@@ -296,23 +296,25 @@ class _BatchSource(Dataset[Batch]):
         self._dataset, self._shared, self._slots = dataset, shared, slots
 
     def load(self, keys: list[SampleKey]) -> Batch:
-        pixels = np.empty(self._dataset.batch_shape(keys), np.uint8)
+        return self._filled(keys, np.empty(self._dataset.batch_shape(keys), np.uint8))
+
+    def _filled(self, keys: list[SampleKey], pixels: np.ndarray) -> Batch:
         return collate(self._dataset.samples(keys, pixels), pixels)
 
     def __getitem__(self, keys: list[SampleKey]) -> Handed | Batch | UserError:
         """In a worker."""
         self._dataset.shared = self._shared
         try:
+            # Without slots, where workers don't inherit memory, torch hands the batch over.
             return self.load(keys) if self._slots is None else self._handed(keys, self._slots)
         except UserError as error:  # returned: torch would wrap the one line of a raised one in the worker's traceback
             return UserError(str(error))
 
     def _handed(self, keys: list[SampleKey], slots: Slots) -> Handed:
-        """A batch on its way; without slots, where workers don't inherit memory, torch hands it over."""
+        """A batch on its way."""
         shape = self._dataset.batch_shape(keys)
         with slots.filling(math.prod(shape)) as pixels:
-            array = pixels.array.reshape(shape)
-            batch = collate(self._dataset.samples(keys, array), array)
+            batch = self._filled(keys, pixels.array.reshape(shape))
         rest = {field.name: getattr(batch, field.name).numpy() for field in fields(batch) if field.name != "images"}
         return Handed(pixels, shape[1:3], rest)
 

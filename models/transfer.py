@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.yolo import YOLO
-from utils.errors import UserError
+from utils.errors import UserError, many
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,15 @@ def freeze(model: YOLO, what: str) -> list[nn.Module]:
     for stage in stages[:count]:
         stage.requires_grad_(False)
     return stages[:count]
+
+
+def describe_frozen(frozen: list[nn.Module], trained: bool) -> list[str]:
+    """Say how much is held still, and that it is of no use yet where it isn't `trained`; nothing where nothing is."""
+    if not frozen:
+        return []
+    held = sum(p.numel() for module in frozen for p in module.parameters())
+    untrained = "" if trained else "; random as they are: --weights gives trained ones"
+    return [f"frozen       {held:,} of them, {many(len(frozen), 'stage')} of the backbone{untrained}"]
 
 
 def hold(frozen: list[nn.Module]) -> None:

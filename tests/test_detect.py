@@ -76,14 +76,20 @@ def test_detections_equal_those_of_val(tiny_run, images, tmp_path):
     assert [got[i]["score"] for i in key] == pytest.approx(scores.tolist(), abs=1e-5)
 
 
-def test_video_is_read_and_written_frame_by_frame(tiny_run, images, tmp_path):
-    file = tmp_path / "clip.avi"
+def clip(folder: Path, images: Path, count: int) -> Path:
+    """A video of `count` frames: a picture that rolls down."""
+    file, picture = folder / "clip.avi", cv2.imread(str(images / "00.png"))
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 64))
     if not writer.isOpened():
         pytest.skip("this OpenCV writes no MJPG video")
-    for _ in range(5):
-        writer.write(cv2.imread(str(images / "00.png")))
+    for number in range(count):
+        writer.write(np.roll(picture, number, 0))
     writer.release()
+    return file
+
+
+def test_video_is_read_and_written_frame_by_frame(tiny_run, images, tmp_path):
+    file = clip(tmp_path, images, 5)
     folder = run(tiny_run, file, tmp_path / "out", "--vid-stride", "2", "--save-txt")
     assert sorted(path.name for path in (folder / "labels").iterdir()) == ["clip_1.txt", "clip_3.txt", "clip_5.txt"]
     video = cv2.VideoCapture(str(folder / "clip.mp4"))
@@ -91,13 +97,7 @@ def test_video_is_read_and_written_frame_by_frame(tiny_run, images, tmp_path):
 
 
 def test_a_video_that_ends_too_soon_is_named(tiny_run, images, tmp_path, capsys):
-    file = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 64))
-    if not writer.isOpened():
-        pytest.skip("this OpenCV writes no MJPG video")
-    for number in range(40):
-        writer.write(np.roll(cv2.imread(str(images / "00.png")), number, 0))
-    writer.release()
+    file = clip(tmp_path, images, 40)
     run(tiny_run, file, tmp_path / "whole", "--vid-stride", "20")
     assert "warning" not in capsys.readouterr().err
     content = file.read_bytes()
@@ -119,13 +119,7 @@ def test_a_list_names_files_from_its_own_folder_on_and_gifs_are_not_read(tiny_ru
 
 
 def test_a_video_that_is_named_twice_is_written_twice(tiny_run, images, tmp_path):
-    file = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 64))
-    if not writer.isOpened():
-        pytest.skip("this OpenCV writes no MJPG video")
-    for _ in range(3):
-        writer.write(cv2.imread(str(images / "00.png")))
-    writer.release()
+    file = clip(tmp_path, images, 3)
     (tmp_path / "list.txt").write_text(f"{file}\n{file}\n")
     folder = run(tiny_run, tmp_path / "list.txt", tmp_path / "out")
     videos = [cv2.VideoCapture(str(folder / name)) for name in ("clip.mp4", "clip_2.mp4")]

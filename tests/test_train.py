@@ -540,10 +540,8 @@ def test_what_is_frozen_and_which_sizes_are_drawn_is_said(tiny_data, tmp_path, c
     flags = ["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--plan"]
     train.main([*flags, "--freeze", "backbone", "--img", "128", "--set", "multi_scale=0.5"])
     out = capsys.readouterr().out
-    whole, held = (
-        re.search(r"model .* ([\d,]+) parameters", out)[1],
-        re.search(r"frozen +([\d,]+) of them, (.*)\n", out),
-    )
+    whole = re.search(r"model .* ([\d,]+) parameters", out)[1]
+    held = re.search(r"frozen +([\d,]+) of them, (.*)\n", out)
     moving = sum(int(n.replace(",", "")) for n in re.findall(r"^group .* ([\d,]+) parameters", out, re.M))
     assert int(held[1].replace(",", "")) + moving == int(whole.replace(",", ""))
     with pytest.raises(UserError, match="the backbone has 4 stages"):

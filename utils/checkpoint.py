@@ -168,6 +168,12 @@ def model_weights(content: dict[str, Any]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in averaged.items() if name != "n_averaged"}
 
 
+def remove_state(path: Path) -> None:
+    """Remove a state file, and the one that stood there before."""
+    for file in (path, _previous(path)):
+        file.unlink(missing_ok=True)
+
+
 def _previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 

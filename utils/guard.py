@@ -204,9 +204,6 @@ class Recovery(Protocol):
     def recover(self, error: TrainingDiverged) -> None:
         """Bring the run back to where it can go on, or raise `error`."""
 
-    def forget(self) -> None:
-        """Called when the run is over."""
-
 
 class Stop:
     """`--on-divergence stop`: the error is the end."""
@@ -216,9 +213,6 @@ class Stop:
 
     def recover(self, error: TrainingDiverged) -> None:
         raise error
-
-    def forget(self) -> None:
-        """Nothing was kept."""
 
 
 class Rollback:
@@ -249,9 +243,6 @@ class Rollback:
         if at_start or not dist.from_main(self.path.exists()):  # another process may write it while one looks
             self.save(self.path)
 
-    def forget(self) -> None:
-        forget_rollback(self.path)
-
     def recover(self, error: TrainingDiverged) -> None:
         """Go back, or raise `error` where `MAX_ROLLBACKS` were of no use."""
         count = self.guard.rollbacks + 1
@@ -271,12 +262,6 @@ class Rollback:
 def lowered(rollbacks: int) -> str:
     """What so many rollbacks have made of the plan, in words."""
     return f"every learning rate is {ROLLBACK_LR**rollbacks:g} times the planned one"
-
-
-def forget_rollback(path: Path) -> None:
-    """Remove the file of a way back, and what stood there before it."""
-    for file in (path, path.with_name(f"{path.stem}.previous{path.suffix}")):
-        file.unlink(missing_ok=True)
 
 
 def finite_only(row: Mapping[str, Any]) -> dict[str, Any]:
