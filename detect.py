@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -78,7 +79,9 @@ def find_files(source: str, where: str = "") -> list[Path]:
         if path.is_dir():
             raise UserError(f"--source {source}{where}: an empty folder")
         near = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise UserError(f"--source {source}{where}: no such file, folder or pattern{near}")
+        live = source.isdecimal() or "://" in source
+        why = "cameras, streams and addresses are not read; name files" if live else f"no such file, folder or pattern{near}"
+        raise UserError(f"--source {source}{where}: {why}")
     known = [file for file in found if file.suffix.lower() in IMAGES + VIDEOS and file.is_file()]
     if not known:
         raise UserError(f"--source {source}{where}: no image or video in it; read are {' '.join(IMAGES + VIDEOS)}")
@@ -260,11 +263,14 @@ def main(argv: list[str] | None = None) -> None:
     imgsz = options.imgsz or -(-content["imgsz"] // MAX_STRIDE) * MAX_STRIDE
     for line in met_again([file.stem for file in files], "file"):
         print(line)
-    run, frames = new_run(options.project, options.name, options.exist_ok), 0
+    frames = read_frames(files, options.vid_stride)
+    first = next(frames, None)
+    if first is None:
+        raise UserError(f"--source {options.source}: none of {many(len(files), 'file')} could be read")
+    run = new_run(options.project, options.name, options.exist_ok)
     with ExitStack() as stack:
         writer = Writer(run, options, names, stack)
-        for frame in read_frames(files, options.vid_stride):
-            frames += 1
+        for frame in chain([first], frames):
             start = time.perf_counter()
             found = detect_frame(model, device, frame.image, imgsz, options)
             milliseconds = (time.perf_counter() - start) * 1000
@@ -274,8 +280,6 @@ def main(argv: list[str] | None = None) -> None:
             where = f"{frame.file} frame {frame.number}" if frame.number else f"{frame.file}"
             print(printable(f"{where}: {said} ({milliseconds:.0f} ms)"))
         writer.close()
-    if not frames:
-        raise UserError(f"--source {options.source}: none of {many(len(files), 'file')} could be read")
     print(f"results in {run.path}")
 
 

@@ -41,7 +41,7 @@ from utils.ema import ModelEMA
 from utils.errors import Stopped, TrainingDiverged, UserError, many, run_cli
 from utils.fingerprint import check_same_run, fingerprint
 from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only, lowered
-from utils.hyp import Hyp, doubts, hyp_table
+from utils.hyp import Hyp, doubts, flag_hint, hyp_table
 from utils.keeper import Keeper, before_training
 from utils.loggers import Logger, Progress, build_loggers
 from utils.lr_finder import describe, range_test, suggest, write_csv
@@ -130,7 +130,8 @@ class Output:
 
 def parse_opt(argv: list[str] | None = None) -> TrainOptions:
     """Read the command line."""
-    return parse(TrainOptions, sys.argv[1:] if argv is None else argv, "train.py", "Train a YOLO detector.")
+    words = sys.argv[1:] if argv is None else argv
+    return parse(TrainOptions, words, "train.py", "Train a YOLO detector.", elsewhere=flag_hint)
 
 
 def train_one_epoch(training: Training, progress: Progress) -> None:
@@ -494,6 +495,7 @@ def open_output(
 
 def run_fingerprint(data: Data, training: Training) -> dict[str, Any]:
     read = {"train": data.train.digest, "val": data.val.digest, "files": data.train.stored, "imgsz": data.imgsz}
+    read["names"] = ", ".join(data.config.names)
     return fingerprint(read, training.precision.device, training.precision.description, dist.world_size())
 
 

@@ -27,7 +27,7 @@ from models.decode import BatchDetections, detect
 from models.loss import DetectionLoss
 from models.yolo import MAX_STRIDE, YOLO, ModelConfig, check_imgsz
 from utils import dist
-from utils.checkpoint import load_checkpoint, model_weights
+from utils.checkpoint import find_checkpoint, load_checkpoint, model_weights
 from utils.device import Arriving, Precision, prefetch, select_device
 from utils.errors import UserError, many, run_cli
 from utils.hyp import Hyp
@@ -156,7 +156,7 @@ def load_model(path: str, device: torch.device) -> tuple[YOLO, dict]:
     Raises:
         UserError: no sound checkpoint, or one whose weights are of another model than it says.
     """
-    content = load_checkpoint(Path(path))
+    content = load_checkpoint(find_checkpoint(path))
     model = YOLO(ModelConfig.from_dict(content["model"], path))
     try:
         model.load_state_dict(model_weights(content))

@@ -8,8 +8,8 @@ from typing import Any
 from models.backbone import check_imagenet
 from models.transfer import transfer_weights
 from models.yolo import YOLO, ModelConfig, check_imgsz, parse_cfg
-from utils.checkpoint import load_checkpoint, model_weights
-from utils.errors import UserError, suggest
+from utils.checkpoint import find_checkpoint, load_checkpoint, model_weights
+from utils.errors import UserError
 from utils.seed import torch_seeded
 
 TORCHVISION = "torchvision:"
@@ -25,12 +25,7 @@ def check_request(cfg: str, weights: str, imgsz: int) -> dict[str, Any] | None:
     check_imgsz(imgsz)
     if not weights or weights.startswith(TORCHVISION):
         return None
-    if not Path(weights).is_file():
-        what = "a folder, not a checkpoint" if Path(weights).is_dir() else "no such file"
-        folder = Path(weights).parent
-        near = suggest(Path(weights).name, [path.name for path in folder.glob("*.pt")]) if folder.is_dir() else ""
-        raise UserError(f"--weights {weights}: {what}{near}")
-    return load_checkpoint(Path(weights))
+    return load_checkpoint(find_checkpoint(weights))
 
 
 def rebuild_model(description: dict[str, Any], names: tuple[str, ...]) -> tuple[YOLO, str]:

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from utils.checkpoint import (
     VERSION,
     TrainState,
+    find_checkpoint,
     load_checkpoint,
     load_state,
     model_weights,
@@ -483,3 +484,19 @@ def test_a_file_system_that_does_not_flush_folders(two: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "fsync", refuse)
     save_state(two, run(steps=3), DESCRIPTION)
     assert epoch_of(two) == 3
+
+
+def test_a_checkpoint_that_is_not_there_names_what_may_be_meant(tmp_path):
+    run = tmp_path / "exp"
+    (run / "weights").mkdir(parents=True)
+    for folder in (run, run / "weights"):
+        with pytest.raises(UserError, match=f"--weights {folder}: a folder, not a checkpoint$"):
+            find_checkpoint(str(folder))
+    best = run / "weights" / "best.pt"
+    best.write_bytes(b"")
+    for folder in (run, run / "weights"):
+        with pytest.raises(UserError, match=f"a folder, not a checkpoint; did you mean '{best}'"):
+            find_checkpoint(str(folder))
+    with pytest.raises(UserError, match="no such file; did you mean 'best.pt'"):
+        find_checkpoint(str(run / "weights" / "bets.pt"))
+    assert find_checkpoint(str(best)) == best

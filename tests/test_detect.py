@@ -39,6 +39,9 @@ def test_folder_glob_list_and_file_name_the_same_images(images, tmp_path):
 def test_sources_that_are_not_there(images, tmp_path):
     with pytest.raises(UserError, match="no such file, folder or pattern; did you mean '00.png'"):
         detect.find_files(str(images / "00.pgn"))
+    for live in ("0", "rtsp://camera/1"):
+        with pytest.raises(UserError, match=f"--source {live}: cameras, streams and addresses are not read; name files"):
+            detect.find_files(live)
     (tmp_path / "notes.md").write_text("words")
     with pytest.raises(UserError, match="no image or video in it"):
         detect.find_files(str(tmp_path))
@@ -148,8 +151,10 @@ def test_nothing_that_can_be_read_is_an_error(tiny_run, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.jpg").write_bytes(b"<html>not found</html>")
+    out = tmp_path / "out"
     with pytest.raises(UserError, match="none of 1 file could be read"):
-        run(tiny_run, folder, tmp_path / "out")
+        run(tiny_run, folder, out)
+    assert not out.exists()
 
 
 def test_images_of_one_name_have_files_of_their_own(tiny_run, images, tmp_path, capsys):

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from utils.errors import UserError
+from utils.hyp import flag_hint
 from utils.options import GROUPS, DetectOptions, TrainOptions, ValOptions, flags, parse
 
 ALL = (TrainOptions, ValOptions, DetectOptions)
@@ -23,7 +24,8 @@ DETECT_FLAGS = """--weights --source --imgsz --conf-thres --iou-thres --max-det 
     --save-json --save-crop --nosave --classes --agnostic-nms --nms --project --name --exist-ok --line-thickness
     --hide-labels --hide-conf --vid-stride"""
 FOREIGN = """--evolve --quad --image-weights --image_weights --bucket --noautoanchor --entity --upload_dataset
-    --v5-metric --local_rank --artifact_alias --bbox_interval"""
+    --v5-metric --local_rank --artifact_alias --bbox_interval --pretrained --fraction --time --classes --val --plots
+    --save --mode --show"""
 
 
 def train(line: str) -> TrainOptions:
@@ -32,7 +34,7 @@ def train(line: str) -> TrainOptions:
 
 def refusal(line: str, cls: type = TrainOptions) -> str:
     with pytest.raises(UserError) as caught:
-        parse(cls, shlex.split(line), "train.py", "Train.")
+        parse(cls, shlex.split(line), "train.py", "Train.", elsewhere=flag_hint)
     return str(caught.value)
 
 
@@ -126,7 +128,15 @@ def test_typing_a_default_counts_as_typed() -> None:
         ("epochs=5", "epochs=5: flags are written --name value: --epochs 5"),
         ("data=coco.yaml epochs=5", "--data coco.yaml"),
         ("batch=8", "--batch 8"),
-        ("lr0=0.1", "--set lr0=0.1"),
+        ("lr0=0.1", "lr0: unknown flag; it is a hyper-parameter: --set lr0=0.1"),
+        ("--lr0 0.1", "--lr0: unknown flag; it is a hyper-parameter: --set lr0=0.1"),
+        ("--hsv_h=0.1 --epochs 3", "--hsv-h: unknown flag; it is a hyper-parameter: --set hsv_h=0.1"),
+        ("--epochs 3 --mosaic", "--mosaic: unknown flag; it is a hyper-parameter: --set mosaic=VALUE"),
+        ("--dropout 0.1", "--dropout: unknown flag; it belongs to image classification"),
+        ("model=a.pt", "model=a.pt: flags are written --name value: --weights a.pt"),
+        ("--model a.pt", "--model: write --weights"),
+        ("fraction=0.5", "fraction does not exist here: every training image is seen"),
+        ("split=val", "split: unknown flag; --help lists them"),
         ("exist_ok=True", "--name value: --exist-ok"),
         ("train", "train: belongs to no flag"),
         ("--linear-lr True", "True: belongs to no flag"),
@@ -150,6 +160,7 @@ def test_flags_of_other_trainers_get_a_reason(flag: str) -> None:
 def test_foreign_flags_of_val_and_detect() -> None:
     assert "--amp fp16" in refusal("--weights a.pt --half", ValOptions)
     assert "no window" in refusal("--weights a.pt --source b --view-img", DetectOptions)
+    assert refusal("--weights a.pt --split test", ValOptions) == "train.py: --split: write --task"
     assert "knows its classes" in refusal("--weights a.pt --source b --data c.yaml", DetectOptions)
 
 

@@ -236,6 +236,57 @@ def test_resume_refuses_what_would_be_another_run(tiny_data, tmp_path, monkeypat
         train.main(["--resume", str(tmp_path / "exp"), *flags])
 
 
+@pytest.mark.parametrize("anew", [True, False], ids=["--data", "from another folder"])
+def test_a_run_whose_data_moved_is_resumed_exactly(tiny_data, tmp_path, monkeypatch, capsys, anew):
+    """`--data` says where they lie now. A yaml that stayed is found from any working directory."""
+    whole = run(tiny_data, tmp_path / "whole", "--epochs", "2")
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    shutil.copytree(tiny_data.parent, home)
+    monkeypatch.chdir(home)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            run(Path("tiny.yaml"), tmp_path / "parts", "--epochs", "2")
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    parts = tmp_path / "parts" / "exp"
+    if anew:
+        home.rename(elsewhere / "data")
+        with pytest.raises(UserError, match="no such yaml file"):
+            train.main(["--resume", str(parts)])
+        train.main(["--resume", str(parts), "--data", "data/tiny.yaml"])
+    else:
+        train.main(["--resume", str(parts)])
+    expected, got = (load_checkpoint(folder / "weights" / "last.pt") for folder in (whole, parts))
+    assert same(expected["state"]["components"], got["state"]["components"])
+    assert got["data"] == str((elsewhere / "data" if anew else home) / "tiny.yaml")
+
+
+@pytest.mark.parametrize("change", ["labels", "names", "classes"])
+def test_other_data_are_another_run(tiny_data, tmp_path, monkeypatch, change):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            run(tiny_data, tmp_path / "runs", "--epochs", "2")
+    shutil.copytree(tiny_data.parent, tmp_path / "data")
+    yaml_file = tmp_path / "data" / "tiny.yaml"
+    if change == "labels":
+        next((tmp_path / "data" / "labels" / "train").iterdir()).write_text("0 0.5 0.5 0.5 0.5\n")
+    else:
+        names = "[bar, square]" if change == "names" else "[square, bar, ring]"
+        yaml_file.write_text(f"train: images/train\nval: images/val\nnames: {names}\n")
+    what = "data/train was" if change == "labels" else "data/names was square, bar, is "
+    resume = ["--resume", str(tmp_path / "runs" / "exp"), "--data", str(yaml_file)]
+    with pytest.raises(UserError, match=f"would not go on as the same run: {what}.*--force"):
+        train.main(resume)
+    if change == "classes":
+        with pytest.raises(UserError, match="the saved state of model does not fit this run"):
+            train.main([*resume, "--force"])
+    else:
+        train.main([*resume, "--force"])
+        assert rows(tmp_path / "runs" / "exp")[-1]["epoch"] == "2"
+
+
 LINEAR = ["--linear-lr", "--set", "lr0=0.01", "lrf=0.2", "warmup_epochs=0", "close_mosaic=1"]
 EXTENDED = {"replan": [1, 0.2, 0.6, 0.4, 0.2], "tail": [1, 0.2, 0.2, 0.2, 0.2]}  # of 1 - 0.8·x/1, then 1 - 0.8·x/4
 

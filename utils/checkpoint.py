@@ -20,7 +20,7 @@ from torch import Tensor
 
 from utils.archive import Seal, check_archive, check_savable, leaves
 from utils.atomic import cannot_write, replace_file
-from utils.errors import UserError, printable
+from utils.errors import UserError, printable, suggest
 
 VERSION = 1
 # What every checkpoint says of itself, a model's also, and how far a run has come: key -> type.
@@ -102,6 +102,23 @@ def save_state(path: Path, state: TrainState, description: dict[str, Any]) -> No
 def save_model(path: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Write a model file; the description of a model also has its `epoch` and `fitness`."""
     _write(path, {"lockstep": VERSION, "kind": "model", **description, "weights": weights})
+
+
+def find_checkpoint(weights: str) -> Path:
+    """Return the path that `--weights` names.
+
+    Raises:
+        UserError: no file is there; with what may be meant instead.
+    """
+    path = Path(weights)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        inside = next((path / name for name in ("weights/best.pt", "best.pt") if (path / name).is_file()), None)
+        near = f"; did you mean '{inside}'?" if inside else ""
+        raise UserError(f"--weights {weights}: a folder, not a checkpoint{near}")
+    near = suggest(path.name, [file.name for file in path.parent.glob("*.pt")]) if path.parent.is_dir() else ""
+    raise UserError(f"--weights {weights}: no such file{near}")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -402,6 +402,13 @@ def _unknown(name: str) -> str:
     return f"{name}: unknown key{suggest(name, KEYS) or '; train.py --help-hyp lists the keys'}"
 
 
+def flag_hint(name: str, value: str) -> str:
+    """Say how a hyper-parameter that was typed as a flag is given, or why there is none; empty for other names."""
+    if name in KEYS:
+        return f"it is a hyper-parameter: --set {name}={value or 'VALUE'}"
+    return _GONE.get(name, "")
+
+
 def _value_faults(values: Mapping[str, Any]) -> dict[str, str]:
     """Return the faults of typed values by key."""
     faults = {name: _value_fault(name, value) for name, value in values.items()}

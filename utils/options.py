@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -23,7 +23,7 @@ _REFUSED = {
     "--noautoanchor": "the model has no anchors, so nothing has to be switched off",
     "--local-rank": "start several processes with torchrun, which says which one each is",
     "--v5-metric": "mAP is COCO's, computed by a COCO library",
-    "--view-img": "there is no window; look at the pictures in the run folder",
+    **dict.fromkeys(("--view-img", "--show"), "there is no window; look at the pictures in the run folder"),
     "--augment": "there is no test-time augmentation",
     "--visualize": "feature maps are not drawn",
     "--update": "a checkpoint is never rewritten",
@@ -34,6 +34,14 @@ _REFUSED = {
     "--trace": "the model is not traced",
     "--no-trace": "the model is not traced, so nothing has to be switched off",
     "--freeze-layers": "write --freeze",
+    "--pretrained": "weights are random unless --weights PATH says otherwise",
+    "--fraction": "every training image is seen; a txt list of images, named in the data yaml, takes a part of them",
+    "--time": "a run is as long as its --epochs",
+    "--classes": "every class of the data counts",
+    "--val": "it is what happens unless --noval says otherwise",
+    "--plots": "it is what happens unless --noplots says otherwise",
+    "--save": "it is what happens unless --nosave says otherwise",
+    "--mode": "train.py, val.py and detect.py are programs of their own",
     **dict.fromkeys(("--bucket", "--entity", "--upload-dataset"), "nothing is sent anywhere"),
     **dict.fromkeys(("--bbox-interval", "--artifact-alias"), "nothing is sent to Weights & Biases"),
 }
@@ -46,7 +54,8 @@ MAX_WHOLE = 2**31 - 1  # of a whole number without a limit of its own
 DASHES = "–—−"  # what word processors make of hyphens
 SHOWN = 80  # characters of a value that a message repeats
 
-_FOREIGN = {"model": "--weights", "lr0": "--set lr0=", "conf": "--conf-thres", "iou": "--iou-thres"}
+# Names of other trainers for what has another one here.
+_RENAMED = {"model": "--weights", "split": "--task", "line_width": "--line-thickness"}
 
 
 def _flag(default: Any, help: str, group: str, *names: str, **more: Any) -> Any:
@@ -401,16 +410,23 @@ def flags(cls: type[_Options]) -> list[dataclasses.Field]:
     return [flag for flag in dataclasses.fields(cls) if flag.metadata]
 
 
-def parse(cls: type[T], argv: Sequence[str], prog: str, description: str) -> T:
+def parse(
+    cls: type[T],
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    elsewhere: Callable[[str, str], str] = lambda name, value: "",
+) -> T:
     """Read a command line (without the program's name) into options.
 
-    Flags may be written with `_` for `-`. Raises `UserError` for whatever is wrong; `--help` prints and exits 0.
+    Flags may be written with `_` for `-`. `elsewhere` says of a name that is no flag, and its value, where it belongs.
+    Raises `UserError` for whatever is wrong; `--help` prints and exits 0.
     """
     words = [_hyphens(word) for word in argv]
     _refuse_foreign(cls, words)
     found, rest = _parser(cls, prog, description).parse_known_args(words)
     if rest:
-        raise UserError(printable(_stray(cls, prog, rest[0][:MAX_FILE_NAME])))
+        raise UserError(printable(_stray(cls, prog, [word[:MAX_FILE_NAME] for word in rest], elsewhere)))
     values = {flag.name: _value(flag, vars(found)[flag.name]) for flag in flags(cls) if flag.name in vars(found)}
     if not values.get("help_hyp"):
         for flag in flags(cls):
@@ -515,23 +531,26 @@ def _refuse_foreign(cls: type[_Options], words: list[str]) -> None:
             raise UserError(f"{name} does not exist here: {_REFUSED[name]}")
 
 
-def _stray(cls: type[_Options], prog: str, word: str) -> str:
-    """Return what to say of a word that belongs to no flag."""
-    known = {name: flag for flag in flags(cls) for name in _spellings(flag)}
-    if word.startswith("-"):
-        name = word.partition("=")[0]
-        return f"{prog}: {name}: unknown flag{suggest(name, [*known, '--help']) or '; --help lists them'}"
-    key, equals, value = word.partition("=")
+def _stray(cls: type[_Options], prog: str, words: list[str], elsewhere: Callable[[str, str], str]) -> str:
+    """Return what to say of the first of the words that belong to no flag."""
+    word, known = words[0], {name: flag for flag in flags(cls) for name in _spellings(flag)}
+    name, equals, value = word.partition("=")
+    key = name.lstrip("-").replace("-", "_")
+    flag = _RENAMED.get(key, f"--{key.replace('_', '-')}")
     if word[:1] in DASHES and word[1:]:
         return f"{prog}: {word}: flags begin with two plain hyphens: --{word.lstrip(DASHES)}"
-    if not equals:
+    if not equals and not word.startswith("-"):
         return f"{prog}: {word}: belongs to no flag (a switch such as --exist-ok takes no word)"
-    form = _FOREIGN.get(key, f"--{key.replace('_', '-')}")
-    if form in known:
-        form += "" if known[form].type == "bool" else f" {value}"
-    else:
-        form = form + value if form.endswith("=") else f"--flag {value}"
-    return f"{prog}: {word}: flags are written --name value: {form}"
+    if flag in known and not word.startswith("-"):
+        form = flag if known[flag].type == "bool" else f"{flag} {value}"
+        return f"{prog}: {word}: flags are written --name value: {form}"
+    if key in _RENAMED and flag in known:
+        return f"{prog}: {name}: write {flag}"
+    if flag in _REFUSED and flag not in known:
+        return f"{name} does not exist here: {_REFUSED[flag]}"
+    given = value if equals else "".join(words[1:2])
+    hint = elsewhere(key, given) or suggest(name, [*known, "--help"]).removeprefix("; ") or "--help lists them"
+    return f"{prog}: {name}: unknown flag; {hint}"
 
 
 def _hyphens(word: str) -> str:

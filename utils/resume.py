@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,20 @@ from utils.options import TrainOptions
 from utils.schedule import EXTENSIONS, Course, CustomFactor, Schedule, describe_jump, load_custom
 from utils.stopping import EarlyStopping, is_evaluated
 
-# What may differ when a run goes on: nothing of it changes the weights of a run that doesn't diverge.
-FREE_ON_RESUME = {"resume", "device", "workers", "cache", "noplots", "download", "project", "nosave", "save_period"}
+# What may differ when a run goes on: nothing of it changes the weights of a run that doesn't diverge. `data` says where
+# the data lie now; that they are the same data is the fingerprint's to say.
+FREE_ON_RESUME = {
+    "resume",
+    "data",
+    "device",
+    "workers",
+    "cache",
+    "noplots",
+    "download",
+    "project",
+    "nosave",
+    "save_period",
+}
 FREE_ON_RESUME |= {"plan", "extend", "on_divergence", "save_minutes", "force", "check"}
 FREE_ON_EXTEND = {"epochs", "patience"}
 
@@ -79,6 +92,8 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
     """
     content = load_state(path)
     saved = TrainOptions.from_dict(content["options"], source=str(path))
+    if os.path.isfile(content["data"]):  # as typed it is relative to where the run was begun
+        saved = replace(saved, data=content["data"])
     free = FREE_ON_RESUME | (FREE_ON_EXTEND if options.extend else set())
     course = Course.from_dict(content.get("course"))
     origin = Origin(
