@@ -80,7 +80,7 @@ def find_files(source: str, where: str = "") -> list[Path]:
             raise UserError(f"--source {source}{where}: an empty folder")
         near = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         live = source.isdecimal() or "://" in source
-        why = "cameras, streams and addresses are not read; name files" if live else f"no such file, folder or pattern{near}"
+        why = "no camera, stream or address is read" if live else f"no such file, folder or pattern{near}"
         raise UserError(f"--source {source}{where}: {why}")
     known = [file for file in found if file.suffix.lower() in IMAGES + VIDEOS and file.is_file()]
     if not known:

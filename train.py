@@ -43,7 +43,7 @@ from utils.fingerprint import check_same_run, fingerprint
 from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only, lowered
 from utils.hyp import Hyp, doubts, flag_hint, hyp_table
 from utils.keeper import Keeper, before_training
-from utils.loggers import Logger, Progress, build_loggers
+from utils.loggers import Logger, Pace, Progress, build_loggers
 from utils.lr_finder import describe, range_test, suggest, write_csv
 from utils.metrics import fitness
 from utils.optim import (
@@ -211,7 +211,7 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
     """Train epoch by epoch: train, evaluate, log, save, until the last epoch or for want of a better one."""
     state, settings = training.state, DetectSettings(nms=options.nms)
     recovery = build_recovery(training, output, options)
-    stop = False
+    pace, stop = Pace(), False
     while state.epoch < options.epochs and not stop:
         epoch = state.epoch
         recovery.keep(at_start=state.batch == 0)
@@ -220,6 +220,7 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
             f"epoch {epoch + 1}/{options.epochs}",
             initial=state.batch,
             epochs_to_come=options.epochs - epoch - 1,
+            pace=pace,
             enabled=dist.is_main(),
         ) as progress:
             try:

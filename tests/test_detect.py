@@ -40,7 +40,7 @@ def test_sources_that_are_not_there(images, tmp_path):
     with pytest.raises(UserError, match="no such file, folder or pattern; did you mean '00.png'"):
         detect.find_files(str(images / "00.pgn"))
     for live in ("0", "rtsp://camera/1"):
-        with pytest.raises(UserError, match=f"--source {live}: cameras, streams and addresses are not read; name files"):
+        with pytest.raises(UserError, match=f"--source {live}: no camera, stream or address is read"):
             detect.find_files(live)
     (tmp_path / "notes.md").write_text("words")
     with pytest.raises(UserError, match="no image or video in it"):

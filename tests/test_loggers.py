@@ -157,6 +157,23 @@ def test_an_epoch_that_breaks_off_says_where(monkeypatch: pytest.MonkeyPatch) ->
     assert stream.getvalue().endswith("1.0 s, 00:15 left\n")
 
 
+def test_the_time_left_of_a_run_counts_what_lies_between_its_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three epochs of four batches of half a second, each with an evaluation of three seconds."""
+    now, stream = [100.0], io.StringIO()
+    monkeypatch.setattr(loggers.time, "perf_counter", lambda: now[0])
+    pace = loggers.Pace()
+    for epoch in range(3):
+        with Progress(4, f"epoch {epoch + 1}/3", epochs_to_come=2 - epoch, pace=pace, stream=stream) as progress:
+            for _ in range(4):
+                now[0] += 0.5
+                progress.update(images=16)
+        now[0] += 3.0
+    first, second, third = stream.getvalue().splitlines()
+    assert first.endswith("2.0 s, 00:04 left")  # of an evaluation nothing is known yet
+    assert second.endswith("2.0 s, 00:03 left")  # 7 seconds for 8 batches, and 4 to come
+    assert third.endswith("2.0 s") and "left" not in third
+
+
 def test_an_epoch_that_breaks_off_before_its_first_batch_is_no_error() -> None:
     stream = io.StringIO()
     Progress(4, "epoch 1/2", epochs_to_come=1, stream=stream).close()

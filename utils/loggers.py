@@ -129,6 +129,16 @@ class TensorBoardLogger:
         self._writer.close()
 
 
+class Pace:
+    """Seconds a batch since it was made, with all that lies between batches and epochs, such as evaluations."""
+
+    def __init__(self) -> None:
+        self.batches, self._start = 0, time.perf_counter()
+
+    def seconds(self) -> float:
+        return (time.perf_counter() - self._start) / self.batches
+
+
 class Progress:
     """Show how far an epoch is: a bar on a terminal, else one line when it ends (never a bar in a log file).
 
@@ -145,14 +155,16 @@ class Progress:
         *,
         initial: int = 0,
         epochs_to_come: int = 0,
+        pace: Pace | None = None,
         enabled: bool = True,
         stream: TextIO | None = None,
     ) -> None:
         """total: batches of the epoch, `initial` of which are done; epochs_to_come: of the same length, after this one;
-        enabled: False shows nothing; stream: stdout by default."""
+        pace: that of a run, of whose epochs this is one; enabled: False shows nothing; stream: stdout by default."""
         self.total, self.desc = total, desc
-        self._initial = self._done = self._drawn = initial
+        self._done = initial
         self._epochs_to_come = epochs_to_come
+        self._pace = pace or Pace()
         self._enabled = enabled
         self._stream = stream or sys.stdout
         self._images = 0
@@ -180,6 +192,7 @@ class Progress:
         something is drawn, so tensors on a GPU are waited for a few times a second and not at every step.
         """
         self._done += 1
+        self._pace.batches += 1
         self._images += images
         if facts is not None:
             self._facts = facts
@@ -211,10 +224,9 @@ class Progress:
         seconds = time.perf_counter() - self._start
         whole = "" if self._done == self.total else f" stopped at {self._done}/{self.total}"
         parts = [f"{self.desc}{whole}", " ".join(self._facts_words(digits=4)), f"{seconds:.1f} s"]
-        steps = self._done - self._initial
         to_come = self._epochs_to_come * self.total + self.total - self._done
-        if steps and to_come:
-            parts.append(f"{tqdm.format_interval(seconds / steps * to_come)} left")
+        if self._pace.batches and to_come:
+            parts.append(f"{tqdm.format_interval(self._pace.seconds() * to_come)} left")
         return ", ".join(part for part in parts if part)
 
     def _facts_words(self, digits: int) -> list[str]:
