@@ -223,7 +223,7 @@ class TrainOptions(_Options):
     force: bool = _flag(False, "resume even where it would not be the same run", "run folder")
 
     device: str = _flag("", "cpu, 0, 0,1 or mps", "machine", shown="the first CUDA device, else the CPU")
-    workers: int = _flag(-1, "processes that load data, each device", "machine", low=-1, high=1024, shown="by CPUs")
+    workers: int = _flag(-1, "processes that load data, each device", "machine", low=-1, high=1024, shown="-1, by CPUs")
     amp: str = _flag("auto", "mixed precision; auto = on CUDA", "machine", choices=("auto", "off", "fp16", "bf16"))
     compile: bool = _flag(False, "compile backbone, neck and head, which takes minutes at the start", "machine")
     profile: int = _flag(
@@ -334,7 +334,7 @@ class ValOptions(_Options):
     exist_ok: bool = _flag(False, "write into the folder even if it exists", "run folder")
 
     device: str = _flag("", "cpu, 0 or mps", "machine", shown="the first CUDA device, else the CPU")
-    workers: int = _flag(-1, "processes that load data", "machine", low=-1, high=1024, shown="by CPUs")
+    workers: int = _flag(-1, "processes that load data", "machine", low=-1, high=1024, shown="-1, by CPUs")
     amp: str = _flag("auto", "mixed precision; auto = on CUDA", "machine", choices=("auto", "off", "fp16", "bf16"))
 
 
