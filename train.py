@@ -345,6 +345,8 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
     chosen += f", in training {low * MAX_STRIDE} to {high * MAX_STRIDE}" if origin.hyp.multi_scale else ""
     classes = many(config.nc, "class")
     say(f"data         {config.file}: {classes}, {len(train)} training and {len(val)} validation images")
+    for line in train_set.doubts():
+        say(line)
     say(f"image size   {imgsz}{chosen}; image cache {cache or 'off'}; {many(workers, 'loader worker')}")
     if workers * dist.local_world_size() > cores():
         say(f"warning: {many(workers, 'worker')} a process: more than the {many(cores(), 'core')} of this machine")

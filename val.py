@@ -177,7 +177,7 @@ def print_scores(evaluation: Evaluation, truth: Index, names: tuple[str, ...], v
         image_of = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
         best = int(np.searchsorted(curves.confidence, curves.best_confidence).clip(0, len(curves.confidence) - 1))
         for i, name in enumerate(names):
-            images = len(np.unique(image_of[truth.classes == i]))
+            images = len(np.unique(image_of[(truth.classes == i) & ~truth.crowd]))
             p, r = curves.precision[i, best], curves.recall[i, best]
             print(line.format(name[:19], images, curves.truths[i], p, r, scores.ap50[i], scores.ap[i]))
     sizes = ((scores.map_small, "small"), (scores.map_medium, "medium"), (scores.map_large, "large"))

@@ -48,22 +48,30 @@ class ImageList(Protocol):
 
     def path(self, i: int) -> str: ...
 
-    @property
-    def digest(self) -> str: ...
-
 
 def cache_root() -> Path:
     """The folder of everything that we keep between runs: `$LOCKSTEP_CACHE`, else `~/.cache/lockstep`."""
-    return Path(os.environ.get("LOCKSTEP_CACHE") or Path.home() / ".cache" / "lockstep")
+    try:
+        return Path(os.environ.get("LOCKSTEP_CACHE") or Path.home() / ".cache" / "lockstep")
+    except RuntimeError:  # a user without a home
+        raise UserError("there is no home folder to keep caches in: name one, as LOCKSTEP_CACHE=FOLDER") from None
 
 
 def file_state(path: str | os.PathLike[str]) -> str:
-    """Size and time of a file, by which a change of it is known; `absent` where there is none."""
+    """What `change_marks` says of a file; `absent` where there is none."""
     try:
-        stat = os.stat(path)
+        return change_marks(os.stat(path))
     except OSError:
         return "absent"
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def change_marks(stat: os.stat_result) -> str:
+    """Size and times of a file, by which a change of it is known.
+
+    The time of the last change to its contents is what whoever wrote it says, and archives often say the same of all
+    files; that of the last change to the file is the file system's.
+    """
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
 def keep_arrays(file: Path, **arrays: np.ndarray) -> None:
@@ -296,15 +304,15 @@ def _fill(images: ImageList, imgsz: int, path: str, sizes: np.ndarray, where: st
 
 
 def _cache_key(images: ImageList, imgsz: int) -> str:
-    """The labels' digest, the image size and every file's path, size and time: an edited image is another cache."""
-    digest = hashlib.sha256(f"{FORMAT} {cv2.__version__} {imgsz} {images.digest}".encode())
+    """The image size and every file's path, size and times: an edited image is another cache, an edited label isn't."""
+    digest = hashlib.sha256(f"{FORMAT} {cv2.__version__} {imgsz}".encode())
     for i in range(len(images)):
         path = images.path(i)
         try:
-            stat = os.stat(path)
+            marks = change_marks(os.stat(path))
         except OSError as error:
             raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
-        digest.update(f"\0{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape"))
+        digest.update(f"\0{os.path.abspath(path)}\0{marks}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 

@@ -116,12 +116,10 @@ def summary(findings: Findings) -> str:
 def _split_lines(findings: Findings) -> list[str]:
     lines = [f"{'split':<7}{'images':>9}{'objects':>11}{'no object':>11}{'objects/image':>16}   image sizes"]
     for part in findings.parts:
-        index, counts = part.index, part.counts
+        index, counts = part.index, part.index.counts
         sizes = " x ".join(_span(index.sizes[:, axis]) for axis in (0, 1))
-        each = f"{len(index.boxes) / max(len(index), 1):.1f} ({_span(counts)})"
-        lines.append(
-            f"{part.name:<7}{len(index):>9,}{len(index.boxes):>11,}{index.backgrounds:>11,}{each:>16}   {sizes}"
-        )
+        each = f"{index.objects / max(len(index), 1):.1f} ({_span(counts)})"
+        lines.append(f"{part.name:<7}{len(index):>9,}{index.objects:>11,}{index.backgrounds:>11,}{each:>16}   {sizes}")
     return lines
 
 

@@ -15,7 +15,18 @@ import numpy as np
 
 from data.config import DataConfig, Source
 from data.faults import DataError, Fault
-from data.labels import BadLabels, Entry, Objects, Say, nearest, pick, relative_name, shorten, size_differs
+from data.labels import (
+    BadLabels,
+    Entry,
+    Objects,
+    Say,
+    nearest,
+    pick,
+    refuse_shares,
+    relative_name,
+    shorten,
+    size_differs,
+)
 
 KEYS = ("images", "annotations", "categories")
 
@@ -81,9 +92,13 @@ def scan_coco(source: Source, config: DataConfig) -> tuple[list[Entry], list[Fau
         wanted, more = pick(source.lists, names)
         faults += more
     stated = [(item.get("width"), item.get("height")) for item in images.values()]
-    entries = []
+    entries, taken = [], {}
     for name in wanted:
         path = _image_path(source.images, name)
+        if taken.setdefault(path, name) != name:  # both lie in folders that aren't there
+            text = f"'{name}' and '{taken[path]}' are both read as {path}: put each image where the JSON says"
+            faults.append(Fault.of("coco-file-twice", file, f"image '{shorten(name)}'", text))
+            continue
         read = partial(read_coco, table=table, row=names[name], stated=stated[names[name]], image=name)
         entries.append(Entry(relative_name(path, config.root), path, file, f"{name}: annotation", read))
     return entries, faults
@@ -101,7 +116,9 @@ def own_ids(config: DataConfig, split: str, images: Sequence[str]) -> tuple[list
     data, faults = load_coco(file), []
     numbers = {label: key for key, label in _categories(file, data["categories"], config, faults).items()}
     entries = _images(file, data["images"], faults)
-    places = {_image_path(source.images, item["file_name"]): key for key, item in entries.items()}
+    places: dict[str, Any] = {}
+    for key, item in entries.items():
+        places.setdefault(_image_path(source.images, item["file_name"]), key)
     found = [places.get(os.path.abspath(path)) for path in images]
     classes = [numbers.get(label) for label in range(len(config.names))]
     whole = len(config.names) == len(config.label_names) and None not in found and None not in classes
@@ -286,7 +303,8 @@ def _crowd(item: dict[str, Any]) -> bool:
 
 
 def _image_path(folder: Path, name: str) -> str:
-    """The image's path: some exports put a folder before the file name that isn't there."""
+    """The image's path: some exports put a folder before the name that isn't there, or write backslashes."""
+    name = name.replace("\\", "/")
     path, plain = os.path.abspath(folder / name), os.path.abspath(folder / os.path.basename(name))
     return plain if plain != path and not os.path.exists(path) and os.path.exists(plain) else path
 
@@ -299,4 +317,5 @@ def read_coco(
     if differs:
         raise BadLabels("coco-size", label, image, differs)
     own = slice(table.offsets[row], table.offsets[row + 1])
+    refuse_shares(table.boxes[own], label, image)
     return Objects(table.boxes[own], table.classes[own], table.crowd[own], table.areas[own], table.numbers[own])

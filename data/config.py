@@ -281,6 +281,8 @@ def _split(document: Document, key: str, root: Path, missing: tuple[Fault, ...])
             faults.append(document.fault("yaml-split-path", key, f"'{text[:200]}': {_not_there(tried)}"))
         return Path(os.path.abspath(found or tried[0]))
 
+    if value == []:
+        raise document.error("yaml-value", key, "an empty list: name a folder, or a list of images")
     for item in value if isinstance(value, list) else [value]:
         if not isinstance(item, dict):
             sources.append(Source(locate(item)))
@@ -303,7 +305,7 @@ def _candidates(text: str, bases: Sequence[Path]) -> list[Path]:
     """Where a split's path may be. Roboflow writes `../train/images` for what lies at `train/images`."""
     path = _expand(text)
     inside = [Path(*path.parts[1:])] if path.parts[:1] == ("..",) and len(path.parts) > 1 else []
-    return list(dict.fromkeys(base / each for each in [path, *inside] for base in bases))
+    return list(dict.fromkeys(base / each for base in bases for each in [path, *inside]))
 
 
 def _not_there(tried: Iterable[Path]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.augment import (
+    MIN_SIDE,
     SAME,
     Affine,
     Composite,
@@ -31,7 +32,7 @@ from data.cache import AUTO_SHARE, ImageCache, ImageList, available_memory, buil
 from data.processes import FORKS
 from data.recent import RecentImages
 from utils import dist
-from utils.errors import UserError
+from utils.errors import UserError, many
 from utils.seed import rng
 
 NEAR = 64  # images before a sample, in the order of its epoch, that its partners are drawn from
@@ -158,6 +159,16 @@ class DetectionDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def doubts(self) -> list[str]:
+        """What is odd about training at this image size: objects that hardly a sample shows."""
+        gains = np.repeat(self.imgsz / self.index.sizes.max(1), np.diff(self._offsets))
+        small = int(((self._boxes[:, 2:] - self._boxes[:, :2]).min(1, initial=np.inf) * gains <= MIN_SIDE).sum())
+        if not small:
+            return []
+        share = f"{small:,} of {many(len(gains), 'training object')}"
+        text = f"{share} {'is' if small == 1 else 'are'} {MIN_SIDE:g} pixels across or less at --img {self.imgsz}"
+        return [f"{'warning' if 2 * small > len(gains) else 'note'}: {text}: such are left out of the samples"]
 
     def shapes(self) -> np.ndarray:
         """Height and width of every image's samples: int64 `[N, 2]`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -32,21 +31,21 @@ Finding = tuple[str, str, bool]  # kind, text, stops
 def decode_faults(paths: Sequence[str], processes: int = 0, cache: bool = True) -> Iterator[tuple[str, Fault | None]]:
     """Yield (path, what is wrong with the image, or None) for every path, in order.
 
-    All cores decode (or `processes` of them). What was found is kept in our cache folder: an image of the same path,
-    size and time is not decoded again. On a terminal a bar shows how far it is. Raises `UserError` where a process
-    ends, naming the image.
+    All cores decode (or `processes` of them). Sound images are remembered in our cache folder: one of the same path,
+    size and times is not decoded again. What can't be decoded is tried anew each time: the memory may have been short.
+    On a terminal a bar shows how far it is. Raises `UserError` where a process ends, naming the image.
     """
     memory = _Memory(cache)
     keys = [_key(path) for path in paths]
-    known = memory.recall(keys)
-    todo = [i for i in range(len(paths)) if keys[i] not in known]
+    sound = memory.recall(keys)
+    todo = [i for i in range(len(paths)) if keys[i] not in sound]
     found = in_processes(_Decoder, [paths[i] for i in todo], processes or cores()) if todo else iter(())
     new = set(todo)
     try:
         for i, path in enumerate(tqdm(paths, desc="decoding images", unit="image", disable=None, leave=False)):
-            finding = _next(found, path) if i in new else known[keys[i]]
-            if i in new:
-                memory.keep(keys[i], finding)
+            finding = _next(found, path) if i in new else None
+            if i in new and finding is None:
+                memory.keep(keys[i])
             yield path, Fault(path, "", finding[1], finding[0], finding[2]) if finding else None
     finally:
         memory.write()
@@ -94,29 +93,24 @@ class _Decoder:
 
 
 class _Memory:
-    """What was found in earlier runs: a file with a line for each image, its key and `ok` or the fault as JSON."""
+    """The images that were sound in earlier runs: a file with a line for each, its key and `ok`."""
 
     def __init__(self, wanted: bool) -> None:
         self._wanted = wanted
         self._file = cache_root() / "decoded.txt"
         self._new: list[str] = []
 
-    def recall(self, keys: Iterable[str]) -> dict[str, Finding | None]:
-        """The findings of those keys that are remembered."""
-        keys, known = set(keys), {}
+    def recall(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that are remembered."""
+        known = {f"{key} ok\n" for key in keys}
         try:
             with open(self._file, encoding="ascii", errors="replace") as lines:
-                for line in lines if self._wanted else ():
-                    key, _, content = line.partition(" ")
-                    if key in keys:
-                        with contextlib.suppress(ValueError, TypeError):  # a line that was not written to its end
-                            known[key] = None if content == "ok\n" else _finding(*json.loads(content))
+                return {line.split()[0] for line in lines if line in known} if self._wanted else set()
         except OSError:
-            pass  # none yet
-        return known
+            return set()  # none yet
 
-    def keep(self, key: str, finding: Finding | None) -> None:
-        self._new.append(f"{key} {'ok' if finding is None else json.dumps(finding)}\n")
+    def keep(self, key: str) -> None:
+        self._new.append(f"{key} ok\n")
         if len(self._new) >= 1000:
             self.write()
 
@@ -129,10 +123,6 @@ class _Memory:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with open(self._file, "ab", buffering=0) as file:  # one write: runs beside each other don't mix
                 file.write(("\n" + "".join(lines)).encode())  # the last line may have been cut off
-
-
-def _finding(kind: str, text: str, stops: bool) -> Finding:
-    return str(kind), str(text), bool(stops)
 
 
 def _key(path: str) -> str:

@@ -55,13 +55,13 @@ def _grid(places: np.ndarray) -> np.ndarray:
 
 
 def _count_chart(parts: Sequence[Part]) -> str:
-    top = max(int(part.counts.max(initial=0)) for part in parts)
+    top = max(int(part.index.counts.max(initial=0)) for part in parts)
     step = max(math.ceil((top + 1) / 40), 1)
     bins = math.ceil((top + 1) / step)
     edges = np.arange(bins + 1) * step - 0.5
     each = max(math.ceil(bins / 8), 1) * step
     ticks = [(value + (step - 1) / 2, str(value)) for value in range(0, top + 1, each)]
-    return histogram(edges, [(part.name, part.counts) for part in parts], ticks, "objects; share of the images")
+    return histogram(edges, [(part.name, part.index.counts) for part in parts], ticks, "objects; share of the images")
 
 
 def _size_chart(names: Sequence[str], sides: Sequence[np.ndarray]) -> str:

@@ -85,6 +85,7 @@ KINDS: dict[str, Kind] = {
     "box-mostly-outside": Kind("a box with most of its area outside its image", True, ROW),
     "box-clipped": Kind("a box that leaves its image, with less than half of its area", False, "clipped to the image"),
     "box-no-area": Kind("a box without an area", False, DROPPED),
+    "box-shares": Kind("boxes in shares of the image, where the format has pixels", True, IMAGE),
     "box-twice": Kind("the same object twice", False, DROPPED),
     # Pascal VOC XML.
     "voc-empty": Kind("an empty annotation", True, IMAGE),
@@ -117,6 +118,7 @@ KINDS: dict[str, Kind] = {
     "coco-box": Kind("a bbox that isn't four numbers", True, ROW),
     "coco-negative": Kind("a bbox with a width or height below zero", True, ROW),
     "coco-crowd": Kind("an iscrowd that is neither 0 nor 1", True, ROW),
+    "coco-crowds": Kind("annotations of crowds", False, "not trained on", note=True),
     "coco-annotation-twice": Kind("two annotations of one id", False, "both are read"),
     # Images.
     "image-missing": Kind("an image that isn't there", True, IMAGE),

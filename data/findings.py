@@ -45,11 +45,6 @@ class Part:
         """int64 [T]: the image of every box."""
         return np.repeat(np.arange(len(self.index)), np.diff(self.index.offsets))
 
-    @property
-    def counts(self) -> np.ndarray:
-        """int64 [N]: boxes of every image."""
-        return np.diff(self.index.offsets)
-
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -86,7 +81,7 @@ class Findings:
     @property
     def class_counts(self) -> np.ndarray:
         """int64 [parts, classes]: objects."""
-        counts = [np.bincount(part.index.classes, minlength=self.config.nc) for part in self.parts]
+        counts = [np.bincount(part.index.classes[~part.index.crowd], minlength=self.config.nc) for part in self.parts]
         return np.array(counts, np.int64).reshape(len(counts), self.config.nc)
 
     def missing(self) -> dict[str, list[int]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.cache import file_state
+from data.cache import change_marks, file_state
 from data.clean_labels import CleanLabels, read_clean
 from data.coco_json import scan_coco
 from data.config import DataConfig, Source
@@ -24,6 +24,7 @@ from data.labels import BadLabels, Entry, Record, absolute_path, check_boxes, wa
 from data.processes import FORKS, cores, in_processes
 from data.voc_xml import folders_sharing, scan_voc
 from data.yolo_txt import YoloImages, label_folder, label_paths, labels_alone, yolo_images, yolo_names
+from utils.errors import many
 
 CHUNK = 512  # images that are read at a time
 FEW = 1000 if FORKS else 20_000  # images that one process reads before others have started
@@ -49,17 +50,20 @@ def iter_split(config: DataConfig, split: str) -> Iterator[Block]:
     yield block_of([], faults)
     total, blocks = len(entries), _read_blocks(entries, config)
     del entries  # the processes that read them have their own
-    images = boxes = unlabelled = 0
+    images = objects = crowds = unlabelled = 0
     first = None
     for block in blocks:
         images += len(block)
-        boxes += len(block.boxes)
+        crowds += int(block.crowd.sum())
+        objects += int((~block.crowd).sum())
         unlabelled += len(block.unlabelled)
         first = first or next(iter(block.unlabelled), None)
         yield block
     if first is not None:
         yield block_of([], _unlabelled(config, split, first, unlabelled, total))
-    yield block_of([], _nothing_left(config, split, total, unlabelled, images, boxes))
+    if crowds:
+        yield block_of([], _crowds(config, split, crowds, crowds + objects))
+    yield block_of([], _nothing_left(config, split, total, unlabelled, images, objects))
 
 
 def split_state(config: DataConfig, split: str) -> Iterator[str]:
@@ -84,7 +88,7 @@ def _file_state(path: str) -> str:
 
 
 def _folder_state(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Path, size and time of the files with one of the suffixes, a folder at a time: one look at each file."""
+    """Path, size and times of the files with one of the suffixes, a folder at a time: one look at each file."""
     seen: set[str] = set()
     waiting = [folder]
     while waiting:
@@ -103,8 +107,7 @@ def _folder_state(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
                             folders.append(file.path)
                     elif name.lower().endswith(suffixes):
                         try:
-                            stat = file.stat()
-                            files.append(f"{name}\0{stat.st_size} {stat.st_mtime_ns}")
+                            files.append(f"{name}\0{change_marks(file.stat())}")
                         except OSError:
                             files.append(f"{name}\0absent")
         except OSError as error:
@@ -140,6 +143,8 @@ def _scan_split(config: DataConfig, split: str) -> tuple[Entries, list[Fault]]:
         path = os.path.join(config.root, name)
         faults.append(Fault.of("list-image-twice", path, "", f"listed {count} times, and counts as often"))
     for label, names in entries.shared_labels():
+        if not os.path.lexists(label):
+            continue
         text = f"the labels of {' and of '.join(names)}: give all but one of them another name"
         faults.append(Fault.of("image-two-of-one-stem", label, "", text))
     return entries, faults
@@ -188,13 +193,21 @@ def _above(share: float) -> float:
     return min(1.0, (int(share * 20) + 1) / 20)
 
 
-def _nothing_left(config: DataConfig, split: str, total: int, unlabelled: int, images: int, boxes: int) -> list[Fault]:
+def _crowds(config: DataConfig, split: str, crowds: int, total: int) -> list[Fault]:
+    what = "outlines a crowd (iscrowd 1), which is no object" if crowds == 1 else "outline crowds (iscrowd 1)"
+    text = f"{crowds:,} of {many(total, 'annotation')} {what}: not trained on"
+    return [Fault.of("coco-crowds", str(config.file), split, f"{text}; what is found there counts neither way")]
+
+
+def _nothing_left(
+    config: DataConfig, split: str, total: int, unlabelled: int, images: int, objects: int
+) -> list[Fault]:
     """The fault of a split of which too little is sound."""
     file = str(config.file)
     if not images:
         text = f"none of the {total:,} images and its labels can be read: mend the faults that are said of them"
         return [Fault.of("split-no-images", file, split, text)]
-    if not boxes and unlabelled < total:
+    if not objects and unlabelled < total:
         text = f"no sound object in {images:,} images: mend the faults of the labels, or name the right folder"
         return [Fault.of("split-no-boxes", file, split, text)]
     return []

@@ -351,7 +351,8 @@ def _pillow_header(file: str | os.PathLike[str] | io.BytesIO, head: bytes, size:
                 width, height, orientation = (image.tag_v2.get(tag, 1) for tag in (256, 257, 274))
             else:
                 (width, height), orientation = image.size, _pillow_orientation(image.info.get("exif"))
-            header = Header("JPEG" if image.format == "MPO" else str(image.format), width, height, orientation)
+            pages = image.format == "TIFF" and image.n_frames > 1
+            header = Header("JPEG" if image.format == "MPO" else str(image.format), width, height, orientation, pages)
             _check_pixels(width, height)
             if header.kind == "JPEG":
                 _check_jpeg_end(size, max(head.find(b"\xff\xda"), 0), at)

@@ -19,6 +19,7 @@ from data.entries import Block
 from data.faults import Fault
 from data.formats import iter_split, split_state
 from data.growing import Growing
+from data.images import IMAGE_SUFFIXES
 
 FORMAT = 2  # part of every cached index's key: raise it when the readers give other arrays
 KINDS = {
@@ -86,10 +87,20 @@ class Index:
                 sizes[i] = os.stat(self.path(i)).st_size
         return hashlib.sha256(sizes.data).hexdigest()
 
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """int64 [N]: the objects of each image; crowds are none."""
+        before = np.concatenate([[0], np.cumsum(~self.crowd)])
+        return np.diff(before[self.offsets])
+
+    @property
+    def objects(self) -> int:
+        return int(self.counts.sum())
+
     @property
     def backgrounds(self) -> int:
         """The number of images without an object."""
-        return int((np.diff(self.offsets) == 0).sum())
+        return int((self.counts == 0).sum())
 
     @cached_property
     def digest(self) -> str:
@@ -140,9 +151,17 @@ def build_index(config: DataConfig, split: str, cache: bool = True) -> tuple[Ind
             yield block
 
     index = pack(str(config.root), blocks())
-    if cache:
+    if cache and all(_watched(fault, config, split) for fault in faults):
         _save(file, key, index, faults)
     return index, faults
+
+
+def _watched(fault: Fault, config: DataConfig, split: str) -> bool:
+    """Would the key change once this fault was mended? A passing failure of a disk leaves no trace in it."""
+    if fault.kind != "image-missing":
+        return not fault.kind.endswith("-unreadable")
+    folders = [source.images for source in config.split(split).sources]
+    return fault.file.lower().endswith(IMAGE_SUFFIXES) and any(Path(fault.file).is_relative_to(at) for at in folders)
 
 
 def _identity(config: DataConfig, split: str) -> str:

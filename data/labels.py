@@ -245,6 +245,20 @@ def pick(lists: Iterable[Path], images: Iterable[str]) -> tuple[list[str], list[
     return picked, faults
 
 
+def refuse_shares(boxes: np.ndarray, label: str, where: str) -> None:
+    """Raise `BadLabels` where boxes float64 [N, 4], to be corners in pixels, can only be shares of the image."""
+    if len(boxes) and 0 < boxes.max() <= 1 and (boxes % 1 != 0).any():
+        text = "no coordinate is above 1, as of shares of the image: multiply each x by its width, each y by its height"
+        raise BadLabels("box-shares", label, where, text)
+
+
+def hint_alone(path: str) -> str:
+    """How to mend a label file that no image has."""
+    stem, suffix = os.path.splitext(path)
+    small = suffix.lower()
+    return f"write its suffix as {small}" if suffix != small else "put the image there, or take the labels out"
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Name the class that is spelled like `name`, or how else to mend an unknown one."""
     other = {known.casefold(): known for known in names}

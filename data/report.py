@@ -117,13 +117,13 @@ def _tile(section: str, count: int, one: str, tone: str, extra: str = "", more: 
 def _split_table(findings: Findings) -> str:
     rows = []
     for i, part in enumerate(findings.parts):
-        index, counts = part.index, part.counts
+        index, counts = part.index, part.index.counts
         faults = sum(split == part.name for split, _ in findings.faults)
         cells = (
             len(index),
-            len(index.boxes),
+            index.objects,
             index.backgrounds,
-            f"{len(index.boxes) / max(len(index), 1):.1f}",
+            f"{index.objects / max(len(index), 1):.1f}",
             int(np.median(counts)) if len(counts) else 0,
             int(counts.max(initial=0)),
             faults,

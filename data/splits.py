@@ -151,7 +151,7 @@ def _decoded(config: DataConfig, split: str, index: Index) -> tuple[Index, list[
     faults = dist.from_main(found)
     bad = {fault.file for fault in faults if fault.stops}
     index = without(index, [i for i, path in enumerate(paths) if path in bad]) if bad else index
-    if bad and not len(index.boxes):
+    if bad and not index.objects:
         text = "no sound object in the images that can be decoded: mend the faults of the images"
         faults = [*faults, Fault.of("split-no-boxes", str(config.file), split, text)]
     return index, faults

@@ -113,6 +113,8 @@ def _checked_members(archive: zipfile.ZipFile | tarfile.TarFile, file: Path) -> 
     seen: dict[str, PurePosixPath] = {}
     size, limit = 0, max(MAX_RATIO * file.stat().st_size, UNSUSPICIOUS)
     for member in _zip_members(archive) if isinstance(archive, zipfile.ZipFile) else _tar_members(archive):
+        if member.path.parts[:1] == ("__MACOSX",) or member.path.name.startswith(("._", ".DS_Store")):
+            continue  # which a Mac adds
         members.append(member)
         size += member.size
         if len(members) > MAX_MEMBERS or size > limit:
@@ -144,7 +146,11 @@ def _tar_members(archive: tarfile.TarFile) -> Iterator[_Member]:
 
 def _safe_path(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or re.match("[A-Za-z]:", name):
+    if "\\" in name:
+        raise UserError(
+            f"the archive's member {name[:300]!r} has a backslash for a slash in its name: it is not unpacked"
+        )
+    if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
         raise UserError(f"the archive's member {name[:300]!r} leads out of the archive: it is not unpacked")
     if fault := text_fault(name):
         raise UserError(f"the archive's member {name[:80]!r} has a bad name, {fault}: it is not unpacked")

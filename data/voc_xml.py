@@ -19,9 +19,11 @@ from data.labels import (
     Entry,
     Objects,
     Say,
+    hint_alone,
     nearest,
     pick,
     read_label,
+    refuse_shares,
     relative_name,
     shorten,
     size_differs,
@@ -49,9 +51,11 @@ def scan_voc(source: Source, config: DataConfig) -> tuple[list[Entry], list[Faul
     else:
         wanted = list(images)
         used = set(files.values()) | _used_elsewhere(source, config)
-        text = "no image has the name of these labels: put the image there, or take the labels out"
-        alone = (path for path in walk(source.annotations, (".xml",)) if path not in used)
-        faults = [Fault.of("label-no-image", path, "", text) for path in alone]
+        alone = [path for path in walk(source.annotations, (".xml",)) if path not in used]
+        faults = [
+            Fault.of("label-no-image", path, "", f"no image has the name of these labels: {hint_alone(path)}")
+            for path in alone
+        ]
     read = partial(read_voc, classes={name: i for i, name in enumerate(config.label_names)})
     entries = [
         Entry(relative_name(images[name], config.root), images[name], files[name], "object", read, there)
@@ -100,6 +104,7 @@ def read_voc(label: str, width: int, height: int, say: Say, *, classes: dict[str
             numbers.append(number)
     count = len(boxes)
     table = np.array(boxes, np.float64).reshape(-1, 4)
+    refuse_shares(table, label, "")
     return Objects(table, np.array(labels, int), np.zeros(count, bool), np.full(count, np.nan), numbers)
 
 

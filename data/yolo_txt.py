@@ -23,6 +23,7 @@ from data.labels import (
     Objects,
     Say,
     absolute_path,
+    hint_alone,
     read_label,
     read_lines,
     relative_name,
@@ -124,18 +125,18 @@ def labels_alone(images: Path, entries: Entries) -> list[Fault]:
 
 
 def _label_alone(path: str) -> Fault:
-    """Does the first row look like a label? If not, it is somebody's notes."""
+    """Does its first row look like a label? If not, it is somebody's notes."""
     try:
         with open(path, "rb") as file:
-            row = file.read(4096).lstrip(b"\xef\xbb\xbf").split(b"\n")[0].split()
+            text = file.read(4096).removeprefix(b"\xef\xbb\xbf").replace(b",", b".").lstrip()
+        row = next(iter(text.splitlines()), b"").split()
         [float(field) for field in row]
     except (OSError, ValueError):
         row = []
     if len(row) < 5:
         text = "no image has this name, and it holds no labels: not read"
         return Fault.of("label-not-labels", path, "", text)
-    hint = "write its suffix as .txt" if not path.endswith(".txt") else "put the image there, or take the labels out"
-    return Fault.of("label-no-image", path, "", f"no image has the name of these labels: {hint}")
+    return Fault.of("label-no-image", path, "", f"no image has the name of these labels: {hint_alone(path)}")
 
 
 def read_yolo(label: str, width: int, height: int, say: Say, *, config: DataConfig) -> Objects:
@@ -180,7 +181,8 @@ def _row(line: str, config: DataConfig, width: int, height: int) -> tuple[float,
         raise _not_numbers(line, fields, config) from None
     if "_" in line or not "".join(fields).isascii():  # Python would read 1_0 and １０ as 10
         raise _not_numbers(line, fields, config)
-    _check_class(label, shorten(fields[0], 20), len(config.label_names))
+    shown = fields[0] if len(fields[0]) <= 15 else f"{label:.15g}"
+    _check_class(label, shown, len(config.label_names))
     box = len(values) == 4 or (config.keypoints > 0 and len(values) == 4 + config.keypoints)
     if not box and (len(values) < 6 or len(values) % 2):
         raise _RowFault("label-columns", _columns(len(fields)))
@@ -188,6 +190,9 @@ def _row(line: str, config: DataConfig, width: int, height: int) -> tuple[float,
     if not all(map(math.isfinite, values)):
         text = f"not finite: '{shorten(line.strip())}': correct it, or take it out"
         raise _RowFault("label-not-finite", text)
+    if len(values) == 6 and max(values[:5]) <= 1 < values[5] == int(values[5]):
+        text = f"'{shorten(line.strip())}': a box with a score and a track's number after it? take out the last two"
+        raise _RowFault("label-columns", text)
     if max(map(abs, values)) > PIXELS:
         how = _pixels(values, width, height)
         raise _RowFault("label-pixels", f"'{shorten(line.strip())}' looks like pixels, not shares of the image: {how}")

@@ -24,8 +24,6 @@ from utils.errors import UserError
 class Images:
     """An index of images in a folder, as far as the cache needs one."""
 
-    digest = "labels"
-
     def __init__(self, paths: list[Path], sizes: list[tuple[int, int]]) -> None:
         self.paths, self.sizes = paths, np.array(sizes, np.int32).reshape(-1, 2)
 
@@ -58,6 +56,13 @@ def test_cache_root_is_the_variable_or_in_the_home_folder(tmp_path: Path, monkey
     monkeypatch.setenv("LOCKSTEP_CACHE", "")
     monkeypatch.setenv("HOME", "/home/someone")
     assert cache_root() == Path("/home/someone/.cache/lockstep")
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(UserError, match="there is no home folder to keep caches in: name one, as LOCKSTEP_CACHE="):
+        cache_root()
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
 
 
 @pytest.mark.parametrize(
@@ -233,12 +238,11 @@ def test_the_disk_cache_is_reused_until_an_image_changes(images: Images, capsys:
     build_cache(images, 64, "disk")
     assert "decoding" in capsys.readouterr().out
 
-    write(images.paths[2], np.zeros((50, 50, 3), np.uint8))
-    assert (build_cache(images, 32, "disk")[2] == 0).all()
-    images.digest = "other labels"
-    capsys.readouterr()
-    build_cache(images, 32, "disk")
-    assert "decoding" in capsys.readouterr().out
+    for value in (0, 9):
+        stat = images.paths[2].stat()
+        write(images.paths[2], np.full((50, 50, 3), value, np.uint8))
+        os.utime(images.paths[2], ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as an archive may say of all its files
+        assert (build_cache(images, 32, "disk")[2] == value).all()
 
 
 def test_a_disk_cache_of_another_length_is_made_anew(images: Images) -> None:

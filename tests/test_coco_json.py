@@ -13,6 +13,7 @@ from data.coco_json import load_coco, own_ids
 from data.config import load_data_config
 from data.faults import DataError, Fault
 from data.formats import Record
+from data.index import build_index
 from tests.label_files import NAMES, A, B, annotation, coco, image, read, rows, says, text
 
 COCO_YAML = f"train: {{images: images, annotations: c.json}}\n{NAMES}"
@@ -41,7 +42,7 @@ def test_coco(tmp_path: Path) -> None:
     assert [record.crowd.tolist() for record in records] == [[False, False], [True, False, False]]
     # as given; that of the box where none is; never more than what is left of a clipped box
     assert [record.areas.tolist() for record in records] == [[5000, 5.5], [7, 900, 2]]
-    assert not faults
+    assert [fault.kind for fault in faults] == ["coco-crowds"]
 
 
 def test_coco_categories_go_by_name(tmp_path: Path) -> None:
@@ -118,7 +119,43 @@ def test_a_crowd_is_no_duplicate_and_a_doubled_id_is_read(tmp_path: Path) -> Non
         tmp_path, coco([A], [annotation(1), annotation(2, iscrowd=1), annotation(1, bbox=[5, 6, 7, 8])])
     )
     assert records[0].crowd.tolist() == [False, True, False]
-    assert says(faults) == ["c.json:annotation 1: the id is there twice: both annotations are read"]
+    assert says(faults) == [
+        "c.json:annotation 1: the id is there twice: both annotations are read",
+        "data.yaml:train: 1 of 3 annotations outlines a crowd (iscrowd 1), which is no object: not trained on; "
+        "what is found there counts neither way",
+    ]
+
+
+def test_a_split_of_crowds_has_no_object(tmp_path: Path) -> None:
+    _, faults = read_coco(tmp_path, coco([A], [annotation(1, iscrowd=1), annotation(2, iscrowd=1, bbox=[5, 6, 7, 8])]))
+    assert [(fault.kind, fault.stops) for fault in faults] == [("coco-crowds", False), ("split-no-boxes", True)]
+
+
+def test_names_with_folders_that_are_not_there(tmp_path: Path) -> None:
+    """They are looked for by their last part, each for one image; a backslash is a slash."""
+    images = [{"id": 1, "file_name": "p\\a.png"}, {"id": 2, "file_name": "q/a.png"}, {"id": 3, "file_name": "q/b.png"}]
+    records, faults = read_coco(tmp_path, coco(images, [annotation(1)]))
+    assert [record.name for record in records] == ["images/a.png", "images/b.png"]
+    assert [(fault.kind, fault.where) for fault in faults] == [("coco-file-twice", "image 'q/a.png'")]
+    assert "and 'p\\a.png' are both read as " in faults[0].text
+
+
+@pytest.mark.parametrize("name", ["x", "x.pbm", "../else/x.png"])
+def test_a_missing_image_that_is_put_there_is_found(tmp_path: Path, name: str) -> None:
+    """Also where it is of a kind, or in a place, that folders are not searched for."""
+    read_coco(tmp_path, coco([A, {"id": 2, "file_name": name}], [annotation(1)]))
+    config = load_data_config(tmp_path / "data.yaml")
+    assert "image-missing" in {fault.kind for fault in build_index(config, "train")[1]}
+    path = tmp_path / "images" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes((tmp_path / "images" / "a.png").read_bytes())
+    assert "image-missing" not in {fault.kind for fault in build_index(config, "train")[1]}
+
+
+def test_shares_of_the_image_are_no_pixels(tmp_path: Path) -> None:
+    _, faults = read_coco(tmp_path, coco([A], [annotation(1, bbox=[0.1, 0.2, 0.3, 0.4])]))
+    assert [(fault.kind, fault.where) for fault in faults[:1]] == [("box-shares", "a.png")]
+    assert not read_coco(tmp_path, coco([A], [annotation(1, bbox=[0, 0, 1, 1])]))[1]
 
 
 def test_faulty_coco_images_are_said(tmp_path: Path) -> None:

@@ -65,6 +65,15 @@ def test_the_path_as_written_comes_before_roboflows_quirk(load: Callable, tmp_pa
     assert config.split("train").sources == (Source(tmp_path / "train/images"),)
 
 
+def test_roboflows_quirk_is_looked_for_in_the_set_before_the_working_directory(
+    load: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders(tmp_path, "set/train/images", "other/code", "other/train/images")
+    monkeypatch.chdir(tmp_path / "other/code")
+    config = load("train: ../train/images\nnames: [a]\n")
+    assert config.split("train").sources == (Source(tmp_path / "set/train/images"),)
+
+
 def test_ultralytics_yaml_works_unchanged(load: Callable, tmp_path: Path) -> None:
     folders(tmp_path / "datasets/coco8-pose", "images/train", "images/val")
     config = load(

@@ -43,8 +43,6 @@ ALL = Settings(0.1, 0.7, 0.4, 20.0, 0.1, 0.5, 10.0, 0.0005, 0.5, 0.5, 0.7, 0.5, 
 class Labelled:
     """An index of images in a folder."""
 
-    digest = "labels"
-
     def __init__(self, paths: list[Path], sizes: list[tuple[int, int]], boxes: list[list[list[float]]]) -> None:
         self.paths, self.sizes = paths, np.array(sizes, np.int32)
         self.offsets = np.cumsum([0, *map(len, boxes)])
@@ -262,6 +260,18 @@ def test_crowds_are_in_no_sample(index: Labelled) -> None:
     crowded.classes[:] = 4, 5, 6
     for augment in (True, False):
         assert make(crowded, augment=augment)[SampleKey(0, 0)].classes.tolist() == [4, 6]
+
+
+def test_objects_too_small_for_the_image_size_are_counted(index: Labelled) -> None:
+    """Of 128 x 96 pixels at 64: half the size."""
+    boxes = [[0, 0, 4, 40], [0, 0, 40, 4], [0, 0, 4.1, 4.1], [0, 0, 90, 90]]
+    small = Labelled(index.paths[:1], [(128, 96)], [[[float(x) for x in box] for box in boxes]])
+    assert make(small, imgsz=128).doubts() == []
+    said = "2 of 4 training objects are 2 pixels across or less at --img 64: such are left out of the samples"
+    assert make(small, imgsz=64).doubts() == [f"note: {said}"]
+    assert make(small, imgsz=32).doubts()[0].startswith("warning: 3 of 4 training objects are ")
+    small.crowd[:3] = True
+    assert make(small, imgsz=32).doubts() == []
 
 
 def test_images_without_boxes(index: Labelled) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_bins_of_counts_hold_whole_numbers(most: int, monkeypatch: pytest.Monkey
     )
 
     class Counted:
-        name, counts = "train", np.array([0, most])
+        name, index = "train", SimpleNamespace(counts=np.array([0, most]))
 
     distributions._count_chart([Counted()])
     edges = given["edges"]

@@ -131,6 +131,7 @@ def test_choices_need_not_be_texts() -> None:
         (b"caf\xe9.jpg".decode("utf-8", "surrogateescape"), "caf\\xe9.jpg"),
         ("\x1b[31mred", "\\x1b[31mred"),
         ("\u202egpj.exe", "\\u202egpj.exe"),  # which would turn the text round
+        ("\u0686\u0647\u200c\u0633", "\u0686\u0647\u200c\u0633"),  # a Persian word
         ("\ud800", "\\ud800"),
         ("a\u3000b", "a\u3000b"),  # a space of Chinese texts
     ],

@@ -177,6 +177,7 @@ by_object("voc-name-unknown", ("cta", 1, 2, 3, 4), "'cta' isn't among the names;
 by_object("voc-box", ("cat", "", 2, 3, 4), "the bndbox isn't four numbers")
 by_object("voc-corners", ("cat", 9, 9, 1, 1), "has its corners swapped")
 by_object("box-not-finite", ("cat", "nan", 2, 3, 4), "box (nan, 2, 3, 4) isn't finite")
+BUILDERS["box-shares"] = lambda s: (s.voc(voc(("cat", 0.1, 0.2, 0.5, 0.7))), "", "no coordinate is above 1")
 by_json("coco-not-json", "<html>", "not JSON (Expecting value")
 by_json("coco-truncated", '{"images": [{"id": 1', "the JSON ends in the middle")
 by_json("coco-list", "[]", "a list, such as one of detections")
@@ -186,6 +187,11 @@ by_annotation("coco-image-id", note(9, image_id="1"), "image_id '1' isn't an ima
 by_annotation("coco-category-id", note(9, category=5), "category_id 5 isn't a category's")
 by_annotation("coco-box", note(9, bbox=[1, 2, 3]), "bbox [1, 2, 3] isn't four numbers")
 by_annotation("coco-negative", note(9, bbox=[1, 2, -3, 4]), "bbox [1, 2, -3, 4] has a size below zero")
+BUILDERS["coco-crowds"] = lambda s: (
+    s.coco(s.parts(note(2, iscrowd=1))) and s.file,
+    "train",
+    "1 of 2 annotations outlines a crowd (iscrowd 1), which is no object",
+)
 by_annotation("coco-crowd", note(9, iscrowd="0"), "iscrowd '0' is neither 0 nor 1")
 by_annotation("coco-annotation-twice", note(1, bbox=[5, 6, 7, 8]), "the id is there twice")
 

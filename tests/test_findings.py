@@ -50,7 +50,8 @@ def test_counts_are_those_of_the_hand_made_set(write, tmp_path: Path) -> None:
     assert [part.name for part in findings.parts] == ["train", "val"]
     np.testing.assert_array_equal(findings.class_counts, [[3, 1, 0, 0], [0, 1, 1, 0]])
     train, val = findings.parts
-    assert train.counts.tolist() == [3, 1, 0] and train.index.backgrounds == 1 and val.counts.tolist() == [2]
+    assert train.index.counts.tolist() == [3, 1, 0] and val.index.counts.tolist() == [2]
+    assert train.index.backgrounds == 1
     assert train.image_of.tolist() == [0, 0, 0, 1]
     assert findings.imbalance() == (0, 1, 3.0)
     assert findings.missing() == {

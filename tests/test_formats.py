@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -97,6 +97,7 @@ def labelled(draw: st.DrawFn) -> tuple[int, int, list[Row]]:
 @given(case=labelled(), form=st.sampled_from([".6f", ".17g"]))
 def test_all_formats_give_the_same_records(case: tuple[int, int, list[Row]], form: str) -> None:
     width, height, boxes = case
+    assume(not boxes or max(side for box in boxes for side in box[1:]) > 1)  # else they would be taken for shares
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         (folder / "images").mkdir()

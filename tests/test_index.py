@@ -18,6 +18,7 @@ import data.index
 from data.cache import cache_root
 from data.config import DataConfig, load_data_config
 from data.entries import block_of
+from data.faults import Fault
 from data.index import ARRAYS, Index, build_index, pack
 from data.labels import Record
 
@@ -184,6 +185,17 @@ def test_the_digest_is_of_the_content(toy: Path, tmp_path: Path) -> None:
         assert Index(root=index.root, **arrays).digest != digest, key
 
 
+def test_crowds_are_no_objects() -> None:
+    boxes, classes, areas = np.array([[0, 0, 1, 1]] * 3, np.float32), np.zeros(3, np.int32), np.ones(3, np.float32)
+    records = [
+        Record(Path(f"/{i}"), f"{i}", 3, 2, boxes, classes, np.array(crowd), areas)
+        for i, crowd in enumerate([[True, False, True], [True, True, True]])
+    ]
+    index = pack("/", [block_of(records)])
+    assert len(index.boxes) == 6 and index.counts.tolist() == [1, 0]
+    assert (index.objects, index.backgrounds) == (1, 1)
+
+
 def test_no_records() -> None:
     index = pack("/", [])
     assert len(index) == 0 and index.offsets.tolist() == [0] and index.boxes.shape == (0, 4)
@@ -220,6 +232,33 @@ def test_the_cache_keeps_faults_whole(toy: Path) -> None:
     config = load_data_config(toy / "data.yaml")
     _, faults = build_index(config, "train")
     assert build_index(config, "train")[1] == faults == build_index(config, "train", cache=False)[1]
+
+
+def test_what_an_archive_unpacks_with_the_times_of_before_is_another_file(toy: Path) -> None:
+    """Of the same size, too."""
+    config = load_data_config(toy / "data.yaml")
+    digest = build_index(config, "train")[0].digest
+    label = toy / "labels/a.txt"
+    stat, content = label.stat(), label.read_text()
+    label.write_text(content.replace(".5", ".4", 1))
+    os.utime(label, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert label.stat().st_size == stat.st_size and label.read_text() != content
+    assert build_index(config, "train")[0].digest != digest
+
+
+@pytest.mark.parametrize("kind", ["label-unreadable", "image-unreadable"])
+def test_a_failure_to_read_is_not_kept(toy: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A disk that failed once leaves no mark on the file."""
+    config, real = load_data_config(toy / "data.yaml"), data.index.iter_split
+
+    def failing(*args: Any) -> Any:
+        yield from real(*args)
+        yield block_of([], [Fault.of(kind, str(toy / "labels/a.txt"), "", "can't be read (Input/output error)")])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data.index, "iter_split", failing)
+        assert kind in {fault.kind for fault in build_index(config, "train")[1]}
+    assert kind not in {fault.kind for fault in build_index(config, "train")[1]}
 
 
 @pytest.mark.parametrize("stray", ["images/odd.heic", "labels/alone.txt"])

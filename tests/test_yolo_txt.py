@@ -42,6 +42,8 @@ def test_yolo_pose_rows_are_boxes_where_the_yaml_says_so(tmp_path: Path) -> None
     [
         ("3 .5 .5 .1 .1", "label-class-range", "class 3 is out of range (names has 3: 0 to 2): add its name"),
         ("1e9 .5 .5 .1 .1", "label-class-range", "class 1e9 is out of range"),
+        ("5.000000000000000000e+00 .5 .5 .1 .1", "label-class-range", "class 5 is out of range"),
+        ("0 .5 .5 .1 .1 .9 7", "label-columns", "a box with a score and a track's number after it? take out the last"),
         ("-1 .5 .5 .1 .1", "label-class-negative", "class -1 is below zero"),
         ("0.5 .5 .5 .1 .1", "label-class-fraction", "class 0.5 is not a whole number"),
         ("nan .5 .5 .1 .1", "label-class-fraction", "class nan is not a whole number"),
@@ -304,6 +306,9 @@ def test_labels_without_an_image(tmp_path: Path) -> None:
         ("readme.txt", "label-not-labels"),
     ]
     assert "write its suffix as .txt" in faults[1].text
+    for row in ("\n\r\n0 .5 .5 1 1", "0 0,5 0,5 1 1"):
+        text(tmp_path / "labels/x/b.txt", row)
+        assert read(tmp_path, f"train: images\n{NAMES}")[1][0].kind == "label-no-image"
     faults = read(tmp_path, f"train: plain\n{NAMES}")[1]  # where lists and notes lie among the images
     assert [(os.path.basename(f.file), f.kind) for f in faults] == [
         ("b.txt", "label-no-image"),

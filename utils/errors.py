@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TextIO
 
 MAX_PATH, MAX_FILE_NAME = 4095, 255  # bytes, as Linux has it; other systems allow less
+JOINERS = "\u200c\u200d"  # of letters in Persian and many Indian scripts, and of emoji
 LINE = 2000  # characters of a line of a message at most
 EXIT_DONE, EXIT_USAGE, EXIT_DIVERGED, EXIT_STOPPED = 0, 2, 3, 75
 EXIT_UNREAD = 141  # as a shell reports a program that SIGPIPE ended
@@ -86,7 +87,7 @@ def printable(text: str) -> str:
 
 
 def _shown(character: str) -> str:
-    if character.isprintable() or unicodedata.category(character) == "Zs":
+    if character.isprintable() or unicodedata.category(character) == "Zs" or character in JOINERS:
         return character
     byte = ord(character) - 0xDC00  # how Python carries a byte of a file name that is no UTF-8
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else ascii(character)[1:-1]
