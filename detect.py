@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -31,7 +31,7 @@ from utils.metrics import Detections, detections_to_coco
 from utils.options import DetectOptions, parse
 from utils.plots import draw_boxes
 from utils.rundir import RunDir, distinct, met_again, new_run
-from val import load_model, to_original_boxes, yolo_rows
+from val import check_branch, load_model, to_original_boxes, yolo_rows
 
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
@@ -69,12 +69,12 @@ def find_files(source: str, where: str = "") -> list[Path]:
         found = sorted(path.iterdir())
     elif path.is_file() and path.suffix.lower() == ".txt":
         # As in a list of training images: from the list's folder, or else from the current one.
-        lines = [str(path.parent / line) if (path.parent / line).exists() else line for line in _read_list(path)]
+        lines = [str(path.parent / line) if _matches(path.parent / line) else line for line in _read_list(path)]
         found = [file for line in lines for file in find_files(line, f" (named in {source})")]
     elif path.is_file():
         found = [path]
     else:
-        found = [Path(file) for file in sorted(glob.glob(source, recursive=True))]
+        found = _matches(path)
     if not found:
         if path.is_dir():
             raise UserError(f"--source {source}{where}: an empty folder")
@@ -85,10 +85,18 @@ def find_files(source: str, where: str = "") -> list[Path]:
     known = [file for file in found if file.suffix.lower() in IMAGES + VIDEOS and file.is_file()]
     if not known:
         raise UserError(f"--source {source}{where}: no image or video in it; read are {' '.join(IMAGES + VIDEOS)}")
+    for file in found:
+        if file.is_symlink() and not file.exists():
+            print(f"warning: {printable(str(file))}: a link to nothing; left out", file=sys.stderr)
     passed = sorted({file.suffix.lower() for file in found} & set(OTHER_IMAGE_SUFFIXES))
     if passed:
         print(f"warning: --source {printable(source)}: {' '.join(passed)} is not read; left out", file=sys.stderr)
     return known
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """What is at a path, or fits it as a pattern."""
+    return [pattern] if pattern.exists() else [Path(file) for file in sorted(glob.glob(str(pattern), recursive=True))]
 
 
 def _read_list(path: Path) -> list[str]:
@@ -105,7 +113,7 @@ def _read_list(path: Path) -> list[str]:
 
 def read_frames(files: list[Path], stride: int) -> Iterator[Frame]:
     """Read images, and every `stride`-th frame of videos, one at a time."""
-    for file, stem in zip(files, distinct([file.stem for file in files]), strict=True):
+    for file, stem in zip(files, name_files(files), strict=True):
         if file.suffix.lower() in VIDEOS:
             yield from _video_frames(file, stem, stride)
             continue
@@ -115,6 +123,20 @@ def read_frames(files: list[Path], stride: int) -> Iterator[Frame]:
             print(f"warning: {printable(str(error))}; left out", file=sys.stderr)
             continue
         yield Frame(image, file, stem)
+
+
+def name_files(files: Sequence[Path]) -> list[str]:
+    """Names for what is written of each file: its stem, made different from all others.
+
+    Frames are called by that and their number, as an image may be too: then `_frame` is put between.
+    """
+    names = distinct([file.stem for file in files])
+    is_video = [file.suffix.lower() in VIDEOS for file in files]
+    images = {name for name, video in zip(names, is_video, strict=True) if not video}
+    for i in np.flatnonzero(is_video):
+        while any(re.fullmatch(rf"{re.escape(names[i])}_\d+", image) for image in images):
+            names[i] += "_frame"
+    return names
 
 
 def _video_frames(file: Path, stem: str, stride: int) -> Iterator[Frame]:
@@ -246,7 +268,7 @@ def write_image(path: Path, picture: np.ndarray) -> None:
     good, data = cv2.imencode(path.suffix, picture)
     if not good:
         raise UserError(f"{path}: OpenCV can't write a picture of this kind")
-    data.tofile(path)
+    path.write_bytes(data.tobytes())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -256,6 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     files = find_files(options.source)
     device = select_device(options.device)
     model, content = load_model(options.weights, device)
+    check_branch(content, options.weights, options.nms)
     names = tuple(content["names"])
     if options.classes and max(options.classes) >= len(names):
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
@@ -263,11 +286,15 @@ def main(argv: list[str] | None = None) -> None:
     imgsz = options.imgsz or -(-content["imgsz"] // MAX_STRIDE) * MAX_STRIDE
     for line in met_again([file.stem for file in files], "file"):
         print(line)
+    for plain, name in zip(distinct([file.stem for file in files]), name_files(files), strict=True):
+        if name != plain:
+            print(printable(f"warning: frames of {plain} are called {name}_N: there are images called {plain}_N"))
     frames = read_frames(files, options.vid_stride)
     first = next(frames, None)
     if first is None:
         raise UserError(f"--source {options.source}: none of {many(len(files), 'file')} could be read")
     run = new_run(options.project, options.name, options.exist_ok)
+    run.write_options(options.to_dict())
     with ExitStack() as stack:
         writer = Writer(run, options, names, stack)
         for frame in chain([first], frames):

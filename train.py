@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 # isort: split
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ from data.index import Index
 from data.loader import Batch, Loader, default_workers, multi_scale_range, multi_scale_size, resize_batch
 from data.processes import cores
 from data.splits import Splits, read_splits
-from models.build import build_model, check_request, rebuild_model
+from models.build import Start, build_model, check_request, rebuild_model
 from models.loss import DetectionLoss, LossTerms
 from models.transfer import describe_frozen, freeze, hold
 from models.yolo import MAX_STRIDE, YOLO, count_parameters
@@ -71,6 +72,7 @@ from utils.schedule import (
     group_rates,
     lr_curve,
 )
+from utils.seed import seed_torch
 from utils.stopping import EarlyStopping, is_evaluated
 from utils.telemetry import Telemetry
 from val import DetectSettings, Evaluation, evaluate, load_model, print_scores, save_pictures
@@ -94,6 +96,7 @@ class Training:
     precision: Precision
     loader: Loader
     prepare: Callable[[Batch, int, int], Batch]
+    reseed: Callable[[int, int], None]
     guard: StepGuard
     telemetry: Telemetry
     state: TrainState
@@ -176,6 +179,7 @@ def backward(training: Training, batch: Batch, number: int, last: bool = True) -
     precision = training.precision
     with phase("prepare"):
         batch = training.prepare(batch, training.state.epoch, number)
+    training.reseed(training.state.epoch, number)
     with dist.averaging(training.model, now=last):
         with phase("forward"), precision.autocast():
             predictions = training.model(batch.images)
@@ -366,7 +370,8 @@ def build_training(
     accumulate, _, lr0, decay = plan = plan_update(hyp, options.batch_size, len(data.train))
     check_parts(model, hyp.lr_scale)
     optimizer = build_optimizer(model, hyp, lr0, decay, fused=precision.device.type in ("cpu", "cuda"))
-    ema, guard = ModelEMA(model, hyp.ema_decay, hyp.ema_tau), StepGuard(model, optimizer, data.train.path)
+    ema = ModelEMA(model, hyp.ema_decay, hyp.ema_tau)
+    guard = StepGuard(model, optimizer, data.train.path, mixed=precision.mode != "off")
     optimizer.register_step_post_hook(lambda *_: ema.update_parameters(model, guard.skipped))
     steps = -(-len(data.train_loader) // accumulate)
     closing = 0 if options.rect or not (hyp.mosaic or hyp.mixup) else hyp.close_mosaic
@@ -374,7 +379,7 @@ def build_training(
     lr, curve = LearningRate(optimizer, schedule, rates), lr_curve(schedule, rates, closing)
     say(f"model        {model.config.name}, {count_parameters(model):,} parameters; {source}")
     for line in (
-        *describe_frozen(frozen, trained=source != "random weights"),
+        *describe_frozen(frozen, source.trained),
         f"device       {precision.device}, {precision.description}",
         *describe_update(hyp, options.batch_size, plan),
         f"schedule     {describe_schedule(hyp, options.schedule, lr0 * schedule.factor(origin.course.epochs - 1))}",
@@ -406,6 +411,7 @@ def build_training(
         precision=precision,
         loader=data.train_loader,
         prepare=preparation(options.seed, data.imgsz, hyp.multi_scale, defers_colour(precision.device)),
+        reseed=reseeding(options.seed, precision.device),
         guard=guard,
         telemetry=Telemetry(optimizer, hyp.clip_grad_norm, steps),
         state=TrainState(parts),
@@ -416,8 +422,8 @@ def build_training(
 
 def make_model(
     options: TrainOptions, origin: Origin, data: Data, precision: Precision, start: dict[str, Any] | None = None
-) -> tuple[YOLO, str]:
-    """Return the model of the run, on its device, and in words where its weights come from."""
+) -> tuple[YOLO, Start]:
+    """Return the model of the run, on its device, and where its weights come from."""
     if origin.content is not None:
         model, source = rebuild_model(origin.content["model"], data.config.names)
     else:
@@ -430,7 +436,7 @@ def make_model(
             download=options.download,
             content=start,
         )
-    model = dist.synchronised(model) if options.sync_bn else model
+    model = dist.synchronised(model, precision.device) if options.sync_bn else model
     model = model.to(precision.device, memory_format=torch.channels_last)
     if options.compile:
         regions, fixed = (model.backbone, model.neck, model.head), not (options.rect or origin.hyp.multi_scale)
@@ -449,6 +455,12 @@ def preparation(seed: int, imgsz: int, scale: float, recolour: bool) -> Callable
         return batch.recoloured() if recolour else batch
 
     return prepare
+
+
+def reseeding(seed: int, device: torch.device) -> Callable[[int, int], None]:
+    """Return what keys the random numbers of a batch's forward pass by its (epoch, number): some of torchvision's
+    backbones leave out parts of themselves at random."""
+    return lambda epoch, number: seed_torch(device, seed, "forward", epoch, number, dist.rank())
 
 
 def defers_colour(device: torch.device) -> bool:
@@ -486,9 +498,9 @@ def open_output(
     run = RunDir(origin.folder) if origin.folder else new_run(options.project, options.name, options.exist_ok)
     lock = lock or RunLock(run.path)
     if origin.folder is None:
-        run.forget_states()
+        run.forget_weights()
     if origin.folder is None or options.extend:
-        run.write_yaml("opt.yaml", options.to_dict())
+        run.write_options(options.to_dict())
         run.write_text("hyp.yaml", origin.hyp.to_yaml())
     for line in data.splits.write_list(run):
         say(line)
@@ -514,7 +526,7 @@ def build_keeper(training: Training, output: Output | None, options: TrainOption
         training.state,
         write,
         minutes=0 if options.nosave else options.save_minutes,
-        resume=resume_command(path),
+        resume=resume_command(path, options.schedule),
         buffers=training.model.buffers() if training.accumulate > 1 else (),
     )
     if resumed:
@@ -658,8 +670,8 @@ def step_backward(training: Training, batches: Iterator[tuple[int, Batch]]) -> I
 
 
 def side_folder(options: TrainOptions, name: str) -> Path:
-    """Return the folder of something that is no run, the same each time unless the user names one."""
-    folder = Path(options.project) / (options.name if "name" in options.explicit else name)
+    """Return the folder of something that is no run, the same each time; one in it where the user names one."""
+    folder = Path(options.project) / name / (options.name if "name" in options.explicit else "")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -691,11 +703,12 @@ def way_on(options: TrainOptions, origin: Origin) -> str | None:
     if origin.content is None:
         return None
     longer = f" --epochs {options.epochs} --extend {options.extend}" if options.extend else ""
-    return f"{resume_command(origin.folder)}{longer}"
+    return f"{resume_command(origin.folder, options.schedule)}{longer}"
 
 
-def resume_command(folder: str | Path | None) -> str:
-    return f"{dist.launcher()} train.py --resume {folder}"
+def resume_command(folder: str | Path | None, schedule: str) -> str:
+    own = f" --schedule {shlex.quote(schedule)}" if ":" in schedule else ""  # a checkpoint names no code to run
+    return f"{dist.launcher()} train.py --resume {shlex.quote(str(folder))}{own}"
 
 
 def build_and_run(options: TrainOptions, origin: Origin, lock: RunLock | None) -> None:

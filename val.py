@@ -165,6 +165,12 @@ def load_model(path: str, device: torch.device) -> tuple[YOLO, dict]:
     return model.to(device, memory_format=torch.channels_last).eval(), content
 
 
+def check_branch(content: dict, weights: str, nms: bool) -> None:
+    """Raise the `UserError` of a model whose NMS-free branch was never trained, where it is asked for."""
+    if not nms and content["hyp"].get("one_to_one") == 0:
+        raise UserError(f"--weights {weights}: was trained without the NMS-free branch (one_to_one 0): add --nms")
+
+
 def print_scores(evaluation: Evaluation, truth: Index, names: tuple[str, ...], verbose: bool) -> None:
     """Print a table: all classes, and each one if asked for or if they are few."""
     scores, curves = evaluation.scores, evaluation.curves
@@ -278,6 +284,7 @@ def main(argv: list[str] | None = None) -> Evaluation:
     check_imgsz(options.imgsz)
     precision = Precision(select_device(options.device), options.amp)
     model, content = load_model(options.weights, precision.device)
+    check_branch(content, options.weights, options.nms)
     config = load_data_config(
         options.data or content["data"], options.single_cls or content["single_cls"], options.download
     )
@@ -298,6 +305,7 @@ def main(argv: list[str] | None = None) -> Evaluation:
     pin = precision.device.type == "cuda"
     loader = Loader(dataset, options.batch_size, workers=workers, seed=0, shuffle=False, pin_memory=pin)
     run = new_run(options.project, options.name, options.exist_ok)
+    run.write_options(options.to_dict())
     for line in splits.write_list(run):
         print(line)
     settings = DetectSettings(options.nms, options.conf_thres, options.iou_thres, options.max_det, one_class)
@@ -306,9 +314,9 @@ def main(argv: list[str] | None = None) -> Evaluation:
             criterion = DetectionLoss(hyp, model.config.nc)
             evaluation = evaluate(model, loader, index, config.names, criterion, precision, settings, progress)
         print_scores(evaluation, index, config.names, options.verbose)
+        save_detections(run, options, evaluation, index, config)
         if not options.noplots:
             save_pictures(run, evaluation, loader, index, config.names)
-    save_detections(run, options, evaluation, index, config)
     print(f"results in {run.path}")
     return evaluation
 

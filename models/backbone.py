@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 from collections.abc import Iterator
@@ -152,7 +153,8 @@ def _stride_nodes(name: str) -> dict[str, str]:
     nodes = get_graph_node_names(model)[1]
     found: dict[int, str] = {}
     try:
-        outputs = _probe(create_feature_extractor(model, {n: n for n in nodes[1:]}), size)
+        with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints a traceback of its own
+            outputs = _probe(create_feature_extractor(model, {n: n for n in nodes[1:]}), size)
     except (AssertionError, RuntimeError) as error:  # transformers that take one image size only
         raise UserError(
             f"--weights torchvision:{name}: no feature maps of stride 8, 16 and 32 (it takes no image of {size} pixels)"

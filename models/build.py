@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from models.backbone import check_imagenet
 from models.transfer import transfer_weights
@@ -13,6 +13,16 @@ from utils.errors import UserError
 from utils.seed import torch_seeded
 
 TORCHVISION = "torchvision:"
+
+
+class Start(NamedTuple):
+    """Where a model's weights come from, in words; and whether its backbone was trained before, for the most part."""
+
+    text: str
+    trained: bool
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def check_request(cfg: str, weights: str, imgsz: int) -> dict[str, Any] | None:
@@ -28,10 +38,10 @@ def check_request(cfg: str, weights: str, imgsz: int) -> dict[str, Any] | None:
     return load_checkpoint(find_checkpoint(weights))
 
 
-def rebuild_model(description: dict[str, Any], names: tuple[str, ...]) -> tuple[YOLO, str]:
+def rebuild_model(description: dict[str, Any], names: tuple[str, ...]) -> tuple[YOLO, Start]:
     """Build the model of a run that goes on, as its state describes it; what it once started from is not needed."""
     own = ModelConfig.from_dict(description, "the saved state")
-    return YOLO(ModelConfig(own.size, len(names), own.backbone)), "weights of the saved state"
+    return YOLO(ModelConfig(own.size, len(names), own.backbone)), Start("weights of the saved state", True)
 
 
 def build_model(
@@ -42,7 +52,7 @@ def build_model(
     cfg_given: bool,
     download: bool = False,
     content: dict[str, Any] | None = None,
-) -> tuple[YOLO, str]:
+) -> tuple[YOLO, Start]:
     """Build the model and say where its weights come from.
 
     Args:
@@ -62,14 +72,15 @@ def build_model(
             check_imagenet(name, download)
         with torch_seeded(seed, "init"):
             model = YOLO(ModelConfig(size, len(names), name), pretrained_backbone=start != "random")
-        return model, f"backbone {'random' if start == 'random' else 'ImageNet'} weights, the rest random"
+        trained = start != "random"
+        return model, Start(f"backbone {'ImageNet' if trained else 'random'} weights, the rest random", trained)
     if not weights:
         with torch_seeded(seed, "init"):
-            return YOLO(ModelConfig(size, len(names))), "random weights"
+            return YOLO(ModelConfig(size, len(names))), Start("random weights", False)
     content = content or load_checkpoint(Path(weights))
     own = ModelConfig.from_dict(content["model"], weights)
     config = ModelConfig(size if cfg_given else own.size, len(names), own.backbone)
     with torch_seeded(seed, "init"):
         model = YOLO(config)
     transfer = transfer_weights(model, model_weights(content), tuple(content["names"]), names)
-    return model, f"{weights}: {transfer}"
+    return model, Start(f"{weights}: {transfer}", transfer.share("backbone.") >= 0.5)

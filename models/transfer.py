@@ -15,21 +15,26 @@ from utils.errors import UserError, many
 class Transfer:
     """Which entries of a model's state were taken from a checkpoint, and which were not because names or shapes differ.
 
-    classes: how many class outputs were carried over by name.
+    taken, left: {name: how many numbers}.  classes: how many class outputs were carried over by name.
     """
 
-    taken: tuple[str, ...]
-    left: tuple[str, ...]
+    taken: dict[str, int]
+    left: dict[str, int]
     classes: int = 0
 
+    def share(self, part: str = "") -> float:
+        """Which share of the numbers, of those whose names begin with `part`, was taken."""
+        taken, left = (sum(n for name, n in d.items() if name.startswith(part)) for d in (self.taken, self.left))
+        return taken / (taken + left)
+
     def __str__(self) -> str:
-        text = f"{len(self.taken)} of {len(self.taken) + len(self.left)} tensors transferred"
+        share, count = self.share(), len(self.taken) + len(self.left)
+        text = f"{len(self.taken)} of {count} tensors transferred, {share:.1%} of the numbers"
         if self.classes:
             text += f", class outputs of {self.classes} names among them"
         if self.left:
-            shown = ", ".join(self.left[:3]) + (", …" if len(self.left) > 3 else "")
-            text += f"; new: {shown}"
-        return text
+            text += f"; new: {', '.join(list(self.left)[:3])}{', …' if len(self.left) > 3 else ''}"
+        return text + "; is --cfg that of the checkpoint?" * (share < 0.5)
 
 
 def transfer_weights(
@@ -43,7 +48,8 @@ def transfer_weights(
     own = model.state_dict()
     pairs = [(old_names.index(name), i) for i, name in enumerate(new_names) if name in old_names]
     outputs = {name for name in own if _is_class_output(name)}
-    taken, left = [], []
+    taken: dict[str, int] = {}
+    left: dict[str, int] = {}
     with torch.no_grad():
         for name, value in own.items():
             theirs = weights.get(name)
@@ -55,12 +61,13 @@ def transfer_weights(
                 for old, new in pairs:
                     value[new].copy_(theirs[old])
             else:
-                left.append(name)
+                left[name] = value.numel()
                 continue
-            taken.append(name)
+            if not name.endswith("num_batches_tracked"):  # a counter fits any model
+                taken[name] = value.numel()
     if not taken:
         raise UserError("--weights: no tensor of the checkpoint fits this model; is --cfg the one it was trained with?")
-    return Transfer(tuple(taken), tuple(left), len(pairs) if old_names != new_names else 0)
+    return Transfer(taken, left, len(pairs) if old_names != new_names else 0)
 
 
 def _is_class_output(name: str) -> bool:

@@ -115,10 +115,33 @@ def test_a_list_names_files_from_its_own_folder_on_and_gifs_are_not_read(tiny_ru
     shutil.copytree(images, tmp_path / "set" / "in")
     (tmp_path / "set" / "list.txt").write_text("in/00.png\nin/01.png\n")
     folder = run(tiny_run, tmp_path / "set" / "list.txt", tmp_path / "out")
-    assert sorted(path.name for path in folder.iterdir()) == ["00.png", "01.png"]
+    assert sorted(path.name for path in folder.glob("*.png")) == ["00.png", "01.png"]
+    (tmp_path / "set" / "list.txt").write_text("in/0*.png\n")
+    assert len(detect.find_files(str(tmp_path / "set" / "list.txt"))) == len(list(images.iterdir()))
+    (tmp_path / "set" / "in" / "lost.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "set" / "in" / "x.GIF").write_bytes(b"GIF89a")
     run(tiny_run, tmp_path / "set" / "in", tmp_path / "more")
-    assert f"warning: --source {tmp_path / 'set' / 'in'}: .gif is not read; left out" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"warning: --source {tmp_path / 'set' / 'in'}: .gif is not read; left out" in said
+    assert f"warning: {tmp_path / 'set' / 'in' / 'lost.png'}: a link to nothing; left out" in said
+
+
+def test_frames_and_images_have_names_of_their_own(tiny_run, images, tmp_path, capsys):
+    """As of frames that were taken out of the video beside it."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    clip(folder, images, 2)
+    shutil.copy(images / "00.png", folder / "clip_2.png")
+    out = run(tiny_run, folder, tmp_path / "out", "--save-txt", "--save-json", "--nosave")
+    names = ["clip_2.txt", "clip_frame_1.txt", "clip_frame_2.txt"]
+    assert sorted(path.name for path in (out / "labels").iterdir()) == names
+    assert "warning: frames of clip are called clip_frame_N: there are images called clip_N" in capsys.readouterr().out
+
+
+def test_the_same_folder_is_written_again(tiny_run, images, tmp_path):
+    for _ in range(2):
+        run(tiny_run, images / "00.png", tmp_path, "--exist-ok", "--name", "again")
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
 def test_a_video_that_is_named_twice_is_written_twice(tiny_run, images, tmp_path):
@@ -143,7 +166,7 @@ def test_a_broken_image_is_named_and_left_out(tiny_run, images, tmp_path, capsys
     (folder / "a.jpg").write_bytes(b"<html>not found</html>")
     (folder / "b.png").write_bytes((images / "00.png").read_bytes())
     out = run(tiny_run, folder, tmp_path / "out")
-    assert [path.name for path in out.glob("*.*")] == ["b.png"]
+    assert {path.name for path in out.iterdir()} == {"opt.yaml", "b.png"}
     assert "a.jpg: not an image" in capsys.readouterr().err
 
 
@@ -163,5 +186,6 @@ def test_images_of_one_name_have_files_of_their_own(tiny_run, images, tmp_path, 
         (tmp_path / folder / "a.png").write_bytes((images / "00.png").read_bytes())
     (tmp_path / "list.txt").write_text(f"{tmp_path}/one\n{tmp_path}/two/a.png\n")
     out = run(tiny_run, tmp_path / "list.txt", tmp_path / "out", "--save-txt")
-    assert sorted(path.name for path in out.rglob("*.*")) == ["a.png", "a.txt", "a_2.png", "a_2.txt"]
+    written = sorted(path.name for path in out.rglob("*.*"))
+    assert written == ["a.png", "a.txt", "a_2.png", "a_2.txt", "opt.yaml"]
     assert "1 file called as another" in capsys.readouterr().out

@@ -77,7 +77,7 @@ def test_in_a_single_process_nothing_happens() -> None:
     dist.start(CPU)
     assert not torch.distributed.is_initialized()
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    assert dist.wrap(dist.synchronised(model), CPU) is model and type(model[1]) is nn.BatchNorm2d
+    assert dist.wrap(dist.synchronised(model, CPU), CPU) is model and type(model[1]) is nn.BatchNorm2d
     value, values = object(), torch.tensor([1.0, 2.0])
     assert dist.from_main(value) is value and dist.from_first_here(value) is value and dist.is_first_here()
     assert dist.mean(values) is values and values.tolist() == [1.0, 2.0]

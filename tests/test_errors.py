@@ -40,6 +40,26 @@ def test_a_fault_of_the_user_is_one_line_and_an_exit_code(
     assert captured.err == "error: my.yaml:3: lr0: 'abc' is not a number\n" and not captured.out
 
 
+@pytest.mark.parametrize("file", [None, "out/labels/a.txt"])
+def test_a_full_disk_is_one_line(file: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", file)
+
+    with pytest.raises(SystemExit) as caught:
+        run_cli(main)
+    where = f"{file}: " if file else ""
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: {where}could not be written (No space left on device)\n"
+
+
+def test_another_fault_of_the_system_is_no_fault_of_the_user() -> None:
+    def main() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        run_cli(main)
+
+
 def test_a_run_that_ends_well_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     run_cli(lambda: None)
     assert capsys.readouterr() == ("", "")

@@ -97,6 +97,7 @@ def fake_training(model: YOLO, optimizer: str, amp: str, scale: float) -> Simple
         clip_grad_norm=hyp.clip_grad_norm,
         precision=Precision(CUDA, amp),
         prepare=train.preparation(0, 64, scale, train.defers_colour(CUDA)),
+        reseed=train.reseeding(0, CUDA),
         guard=guard,
         telemetry=Telemetry(built, hyp.clip_grad_norm, 1),
         state=SimpleNamespace(epoch=0, step=0, means={}),

@@ -125,6 +125,11 @@ def lr_of(epochs: int, steps: int = 5, close_mosaic: int | None = None) -> Simpl
     )
 
 
+def shown_at(line: Any, places: np.ndarray) -> np.ndarray:
+    """The heights of a line of steps, which hold from each point on."""
+    return line.get_ydata()[np.searchsorted(line.get_xdata(), places, side="right") - 1]
+
+
 @pytest.mark.parametrize(("epochs", "close_mosaic"), [(1, None), (2, 0), (40, 30), (300, 290)])
 def test_lr_picture_shows_every_value(
     tmp_path: Path, figures: list[Figure], epochs: int, close_mosaic: int | None
@@ -135,9 +140,9 @@ def test_lr_picture_shows_every_value(
     upper, lower = figures[0].axes
     for line, values in zip(upper.lines, curve.lr.values(), strict=True):
         assert line.get_drawstyle() == "steps-post"
-        np.testing.assert_array_equal(line.get_ydata()[:-1], values)
-        np.testing.assert_allclose(line.get_xdata(), np.arange(5 * epochs + 1) / 5)
-    np.testing.assert_array_equal(lower.lines[0].get_ydata()[:-1], curve.momentum)
+        np.testing.assert_array_equal(shown_at(line, np.arange(5 * epochs) / 5), values)
+        assert line.get_xdata()[-1] == epochs and line.get_ydata()[-1] == values[-1]
+    np.testing.assert_array_equal(shown_at(lower.lines[0], np.arange(5 * epochs) / 5), curve.momentum)
     shaded = {patch.get_label(): (patch.get_x(), patch.get_width()) for patch in upper.patches}
     expected = {"warm-up": (0, curve.warmup_steps / 5)} if curve.warmup_steps else {}
     if close_mosaic is not None:
@@ -145,6 +150,21 @@ def test_lr_picture_shows_every_value(
     assert shaded.keys() == expected.keys()
     assert all(shaded[name] == pytest.approx(expected[name]) for name in expected)
     assert_legible(figures[0])
+
+
+def test_lr_picture_of_a_long_run_has_a_point_for_each_change(tmp_path: Path, figures: list[Figure]) -> None:
+    curve = lr_of(400)
+    plot_lr(curve, tmp_path / "lr.png")
+    changes = 1 + np.count_nonzero(np.diff(curve.lr["decay"]))
+    assert len(figures[0].axes[0].lines[0].get_xdata()) == changes + 1 < 500
+
+
+def test_a_picture_that_cannot_be_written_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot_lr(lr_of(2), tmp_path / "none" / "lr.png")
+    assert (
+        capsys.readouterr().err
+        == f"warning: {tmp_path}/none/lr.png: could not be written (No such file or directory)\n"
+    )
 
 
 def test_lr_picture_marks_what_was_trained_before_and_where_the_run_was_extended(

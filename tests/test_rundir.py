@@ -41,7 +41,28 @@ def test_the_weights_folder_is_there_once_it_is_asked_for(tmp_path: Path) -> Non
 
 
 def test_exist_ok_writes_into_the_same_folder(tmp_path: Path) -> None:
-    assert new_run(tmp_path, exist_ok=True) == new_run(tmp_path, exist_ok=True) == RunDir(tmp_path / "exp")
+    first = new_run(tmp_path, exist_ok=True)
+    assert first == new_run(tmp_path, exist_ok=True) == RunDir(tmp_path / "exp")
+    first.write_options({"epochs": 3})
+    first.write_text("results.csv", "")
+    assert new_run(tmp_path, exist_ok=True) == first
+
+
+def test_exist_ok_writes_into_no_folder_that_is_not_a_runs(tmp_path: Path) -> None:
+    """`detect.py --exist-ok` would write its pictures over those that it was given."""
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "a.jpg").write_text("mine")
+    with pytest.raises(UserError, match="exp is no run's folder: nothing is written among the files in it"):
+        new_run(tmp_path, exist_ok=True)
+
+
+def test_checkpoints_of_the_run_before_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "exp")
+    mine = ["my.pt", "best.onnx", "epoch.pt", "notes.txt"]
+    for name in ("last.pt", "last.previous.pt", "best.pt", "epoch12.pt", "epoch12.previous.pt", "rollback.pt", *mine):
+        (run.weights / name).touch()
+    run.forget_weights()
+    assert {path.name for path in run.weights.iterdir()} == set(mine)
 
 
 def test_runs_started_at_once_get_a_folder_each(tmp_path: Path) -> None:

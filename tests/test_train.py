@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ import pytest
 import torch
 import yaml
 
+import detect
 import models.yolo
 import train
+import val
 from data.shapes import NAMES, ensure_shapes
 from utils.checkpoint import load_checkpoint
 from utils.errors import Stopped, TrainingDiverged, UserError
@@ -98,6 +101,76 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_data, tmp_path, monkeypatch
         assert {**one, "time": ""} == {**other, "time": ""}
     times = [float(row["time"]) for row in rows(parts)]
     assert times == sorted(times)
+
+
+def test_a_backbone_that_draws_numbers_is_trained_and_resumed_alike(tiny_data, tmp_path, monkeypatch):
+    """EfficientNet leaves out layers at random (stochastic depth)."""
+    flags = ["--weights", "torchvision:efficientnet_b0:random", "--epochs", "2", "--noval"]
+    whole = run(tiny_data, tmp_path / "whole", *flags)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            run(tiny_data, tmp_path / "parts", *flags)
+    torch.rand(3)  # another process has another state
+    train.main(["--resume", str(tmp_path / "parts" / "exp")])
+    expected, got = (load_checkpoint(folder / "weights" / "last.pt") for folder in (whole, tmp_path / "parts" / "exp"))
+    assert same(expected["state"]["components"]["model"], got["state"]["components"]["model"])
+
+
+def test_a_hyp_file_that_changed_is_no_resumed_run(tiny_data, tmp_path, monkeypatch):
+    hyp = tmp_path / "my.yaml"
+    hyp.write_text("lr0: 0.001\n")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            run(tiny_data, tmp_path / "runs", "--epochs", "2", "--hyp", str(hyp), "--set", "lrf=0.5")
+    resume = ["--resume", str(tmp_path / "runs" / "exp"), "--hyp", str(hyp)]
+    hyp.write_text("lr0: 0.0001\n")
+    with pytest.raises(
+        UserError, match=r"--hyp .*my.yaml: lr0 is 0.0001, this run has 0.001, and a resumed run is the"
+    ):
+        train.main(resume)
+    hyp.write_text("lr0: 0.001\n")
+    train.main(resume)
+
+
+def test_without_the_nms_free_branch_nms_is_asked_for(tiny_data, tmp_path):
+    with pytest.raises(UserError, match="one_to_one 0 leaves the NMS-free branch untrained.*: add --nms"):
+        run(tiny_data, tmp_path, "--epochs", "1", "--set", "one_to_one=0")
+    folder = run(tiny_data, tmp_path, "--epochs", "1", "--set", "one_to_one=0", "--nms")
+    best = str(folder / "weights" / "best.pt")
+    for program, more in ((val, []), (detect, ["--source", str(tiny_data.parent / "images" / "val")])):
+        with pytest.raises(UserError, match="best.pt: was trained without the NMS-free branch .*: add --nms"):
+            program.main(["--weights", best, "--project", str(tmp_path / "out"), *more])
+        program.main(["--weights", best, "--project", str(tmp_path / "out"), *more, "--nms"])
+
+
+def test_weights_that_hardly_fit_are_said_and_no_trained_backbone(tiny_data, tiny_run, tmp_path, capsys):
+    best = str(tiny_run / "weights" / "best.pt")
+    run(tiny_data, tmp_path, "--plan", "--weights", best, "--freeze", "backbone")
+    said = capsys.readouterr().out
+    assert "100.0% of the numbers" in said and "random as they are" not in said
+    run(tiny_data, tmp_path, "--plan", "--weights", best, "--cfg", "yolo-s", "--freeze", "backbone")
+    said = capsys.readouterr().out
+    (share,) = re.findall(r"tensors transferred, ([\d.]+)% of the numbers;.*; is --cfg that of the checkpoint\?", said)
+    assert float(share) < 5 and "random as they are" in said
+    run(tiny_data, tmp_path, "--plan", "--weights", "torchvision:resnet18:random", "--freeze", "backbone")
+    assert "random as they are" in capsys.readouterr().out
+
+
+def test_plans_go_into_no_folder_of_a_run(tiny_data, tmp_path):
+    folder = run(tiny_data, tmp_path, "--epochs", "1", "--noval", "--name", "mine")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    train.main(["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--plan", "--name", "mine"])
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert (tmp_path / "plan" / "mine" / "lr.png").exists()
+
+
+@pytest.mark.parametrize("schedule", ["", "my_module:my_factor"])
+def test_the_command_to_go_on_with_can_be_typed(schedule):
+    command = train.resume_command("/runs of mine/exp", schedule)
+    more = ["--schedule", schedule] if schedule else []
+    assert shlex.split(command)[1:] == ["train.py", "--resume", "/runs of mine/exp", *more]
 
 
 def test_same_seed_same_weights_other_seed_other_weights(tiny_data, tmp_path):
@@ -470,13 +543,15 @@ def die(*_):
     raise Interrupted
 
 
-def test_a_run_into_a_used_folder_leaves_no_state_of_the_one_before(tiny_data, tmp_path, monkeypatch):
-    folder = run(tiny_data, tmp_path, "--epochs", "2")
-    assert {path.name for path in (folder / "weights").iterdir()} >= {"last.pt", "last.previous.pt"}
+def test_a_run_into_a_used_folder_leaves_no_checkpoint_of_the_one_before(tiny_data, tmp_path, monkeypatch):
+    folder = run(tiny_data, tmp_path, "--epochs", "2", "--save-period", "1")
+    assert {path.name for path in (folder / "weights").iterdir()} == {
+        *("last.pt", "last.previous.pt", "best.pt", "epoch1.pt", "epoch2.pt")
+    }
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(train, "fit", die)  # before it saves for the first time
         run(tiny_data, tmp_path, "--epochs", "3", "--exist-ok")
-    assert {path.name for path in (folder / "weights").iterdir()} == {"best.pt"}
+    assert not list((folder / "weights").iterdir())
 
 
 @pytest.mark.cuda

@@ -89,8 +89,14 @@ def stop() -> None:
         torch_dist.destroy_process_group()
 
 
-def synchronised(model: nn.Module) -> nn.Module:
-    """Give the model batch norms that see the images of all processes; call before anything refers to its modules."""
+def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    """Give the model batch norms that see the images of all processes; call before anything refers to its modules.
+
+    Raises:
+        UserError: several processes, and not on CUDA: torch has no such batch norm there.
+    """
+    if world_size() > 1 and device.type != "cuda":
+        raise UserError(f"--sync-bn: works on CUDA devices only, and this training is on {device.type}")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world_size() > 1 else model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any, NoReturn, TextIO
 
 MAX_PATH, MAX_FILE_NAME = 4095, 255  # bytes, as Linux has it; other systems allow less
 JOINERS = "\u200c\u200d"  # of letters in Persian and many Indian scripts, and of emoji
+DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 LINE = 2000  # characters of a line of a message at most
 EXIT_DONE, EXIT_USAGE, EXIT_DIVERGED, EXIT_STOPPED = 0, 2, 3, 75
 EXIT_UNREAD = 141  # as a shell reports a program that SIGPIPE ended
@@ -111,7 +113,12 @@ def run_cli(main: Callable[[], None]) -> None:
         _end(str(stopped), EXIT_STOPPED)
     except KeyboardInterrupt:  # a program that has no state to save
         _end("stopped by SIGINT", EXIT_INTERRUPTED)
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            where = f"{error.filename}: " if error.filename else ""
+            _end(printable(f"error: {where}could not be written ({error.strerror})"), UserError.exit_code)
+        if not isinstance(error, BrokenPipeError):
+            raise
         if tell(sys.stdout, "\n"):  # it was another pipe; it takes an empty line to know
             raise
         _end("", EXIT_UNREAD)

@@ -40,10 +40,11 @@ class StepGuard:
     Args:
         model: all its buffers are guarded.
         name: gives the file of an image by its place in the index.
+        mixed: the precision is, which may be why numbers aren't finite.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, name: Callable[[int], str]) -> None:
-        self.model, self.optimizer, self.name = model, optimizer, name
+    def __init__(self, model: nn.Module, optimizer: Optimizer, name: Callable[[int], str], mixed: bool = False) -> None:
+        self.model, self.optimizer, self.name, self._mixed = model, optimizer, name, mixed
         self.device = next(model.parameters()).device
         self.fused = all(group.get("fused") for group in optimizer.param_groups)
         self.rollbacks = 0
@@ -163,7 +164,7 @@ class StepGuard:
     def _advice(self, step: int) -> str:
         files = [self.name(i) for number, indices in self._recent if number == step for i in indices.tolist()]
         images = f"; images of the last batch: {', '.join(files)}" if files else ""
-        return f"the last checkpoint stands: try a smaller lr0, or --amp off{images}"
+        return f"what was saved before stands; try a smaller lr0{', or --amp off' * self._mixed}{images}"
 
 
 class _Buffers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import colorsys
 import copy
 import csv
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
-from utils.errors import many
+from utils.errors import many, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +95,17 @@ def _picture(path: Path, width: float, height: float, layout: str = "constrained
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(width, height), dpi=150, layout=layout)  # without pyplot: nothing stays open
         yield figure
-        figure.savefig(path)
+        with _undisturbed(path):
+            figure.savefig(path)
+
+
+@contextmanager
+def _undisturbed(path: Path) -> Iterator[None]:
+    """A picture that can't be written, for want of room perhaps, ends nothing that is worth more."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: {printable(str(path))}: could not be written ({error.strerror})", file=sys.stderr)
 
 
 def plot_lr(curve: LearningRateCurve, path: Path, resumed_step: int = 0) -> None:
@@ -107,8 +118,8 @@ def plot_lr(curve: LearningRateCurve, path: Path, resumed_step: int = 0) -> None
     with _picture(path, 10, 6.5) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
         for (name, values), style in zip(curve.lr.items(), _line_styles(), strict=False):
-            _draw_steps(upper, epochs, values, f"{name}: {_span(values)}", **style)
-        _draw_steps(lower, epochs, curve.momentum, "momentum", color=BLUE, lw=1.6)
+            _draw_steps(upper, *_changes(epochs, values), f"{name}: {_span(values)}", **style)
+        _draw_steps(lower, *_changes(epochs, curve.momentum), "momentum", color=BLUE, lw=1.6)
         for axes, title in ((upper, "learning rate"), (lower, "momentum")):
             axes.set_ylabel(title)
             if curve.warmup_steps:
@@ -379,6 +390,12 @@ def _write_cells(axes: Axes, matrix: np.ndarray, shares: np.ndarray, cell: float
 def _draw_steps(axes: Axes, edges: np.ndarray, values: np.ndarray, label: str, **style: Any) -> None:
     """Draw values that hold from edges[i] to edges[i + 1]."""
     axes.plot(edges, np.append(values, values[-1:]), drawstyle="steps-post", label=label, **style)
+
+
+def _changes(edges: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same steps where the value changes only: a long run has millions, and drawing each takes seconds."""
+    places = np.flatnonzero(np.diff(values, prepend=np.nan))
+    return np.append(edges[:-1][places], edges[-1]), values[places]
 
 
 def _line_styles() -> Iterator[dict[str, Any]]:
@@ -672,4 +689,5 @@ def _write_image(image: np.ndarray, path: Path) -> None:
     """Write RGB pixels in the format of the file's suffix; OpenCV's own writer fails on some names of files."""
     done, data = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert done
-    Path(path).write_bytes(data.tobytes())
+    with _undisturbed(path):
+        Path(path).write_bytes(data.tobytes())

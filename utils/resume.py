@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ def custom_factor(options: TrainOptions, saved: dict[str, Any] | None = None) ->
 def start_anew(options: TrainOptions) -> Origin:
     """Return what a new run starts from."""
     hyp = load_hyp(options.hyp, list(options.set), options.hyp_flags())
+    if hyp.one_to_one == 0 and not options.nms:
+        raise UserError("one_to_one 0 leaves the NMS-free branch untrained, and it is what is evaluated: add --nms")
     return Origin(hyp, Course(options.epochs), custom_factor(options))
 
 
@@ -108,6 +111,8 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
                 f"{f'{flag}: this run is without it' if given is True else has}, and a resumed run is the same run; "
                 f"leave {flag} out, or start a new one from it: --weights {path}"
             )
+    if "hyp" in options.explicit:
+        _check_hyp(options, saved, origin.hyp)
     done = content["state"]["progress"]["epoch"]
     if options.extend and "epochs" not in options.explicit:
         raise UserError(f"--extend {options.extend}: goes with --resume [PATH] and --epochs N, the new number in all")
@@ -117,6 +122,17 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
         origin = replace(origin, course=course.extend(done, options.epochs, options.extend))
     given = {name: getattr(options, name) for name in options.explicit & free - {"project", "force"}}
     return replace(replace(saved, extend=""), **given, explicit=saved.explicit | {"cfg"}), origin
+
+
+def _check_hyp(options: TrainOptions, saved: TrainOptions, own: Hyp) -> None:
+    """Raise `UserError` where the file that is named again no longer holds what the run began with."""
+    given = load_hyp(options.hyp, list(saved.set), saved.hyp_flags()).to_dict()
+    for key, value in own.to_dict().items():
+        if value != given[key]:
+            raise UserError(
+                f"--hyp {options.hyp}: {key} is {given[key]}, this run has {value}, and a resumed run is the same run; "
+                f"leave --hyp out, or start a new one"
+            )
 
 
 def _words(value: object) -> str:
@@ -149,13 +165,14 @@ def how_to_go_on(options: TrainOptions, origin: Origin, path: Path, done: int, o
         )
     planned = origin.course.epochs if origin.course.epochs > done else done + max(done // 2, 1)
     epochs = options.epochs if "epochs" in options.explicit and options.epochs > done else planned
-    course, run = origin.course, path.parents[1]
+    course, run = origin.course, shlex.quote(str(path.parents[1]))
+    run += f" --schedule {shlex.quote(origin.custom.spec)}" if origin.custom else ""
     lines = [
         f"{path}: {over}, so there is nothing to resume. To go on with it, extend it, for example to {epochs} epochs:"
     ]
     for mode, words in zip(EXTENSIONS, ("the same schedule over the new length", "stay at the last lr"), strict=True):
         jump = origin.jump(course, course.extend(done, epochs, mode), done)
         lines.append(f"  --resume {run} --epochs {epochs} --extend {mode:<6}  {words}: {jump}")
-    best = path.with_name("best.pt")
+    best = shlex.quote(str(path.with_name("best.pt")))
     lines.append(f"  --weights {best}  is fine-tuning: a new run from its best weights, with a schedule from lr0 on")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ except ImportError:  # Windows: nothing is locked
 LAST = Path("weights") / "last.pt"
 PREVIOUS = "last.previous.pt"  # the state before, which loading takes where `last.pt` is gone or damaged
 LOCK = ".lock"
+OPTIONS = "opt.yaml"
+CHECKPOINTS = re.compile(r"(last|best|rollback|epoch\d+)(\.previous)?\.pt")
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,15 @@ class RunDir:
         _make(folder, exist_ok=True)
         return folder
 
-    def forget_states(self) -> None:
-        """Remove what an earlier run in this folder could be resumed from: it would be taken for this one's."""
-        for state in (self.path / LAST, self.weights / PREVIOUS):
-            state.unlink(missing_ok=True)
+    def forget_weights(self) -> None:
+        """Remove the checkpoints of an earlier run in this folder: they would be taken for this one's."""
+        for file in self.weights.glob("*.pt"):
+            if CHECKPOINTS.fullmatch(file.name):
+                file.unlink(missing_ok=True)
+
+    def write_options(self, values: Mapping[str, Any]) -> Path:
+        """Write `opt.yaml`, by which a folder is known as that of a run, too."""
+        return self.write_yaml(OPTIONS, values)
 
     def write_yaml(self, name: str, values: Mapping[str, Any], header: str = "") -> Path:
         """Write plain values in their order; `header` becomes comment lines on top."""
@@ -144,7 +152,8 @@ def met_again(names: Sequence[str], one: str) -> list[str]:
 def check_place(project: str | Path, name: str, exist_ok: bool) -> None:
     """Raise the `UserError` of a place for runs that can be known without making anything."""
     first = Path(project) / name
-    if exist_ok and first.is_dir() and any(first.iterdir()) and not (first / LAST.parent).is_dir():
+    ours = any((first / name).exists() for name in (LAST.parent, OPTIONS))
+    if exist_ok and first.is_dir() and any(first.iterdir()) and not ours:
         raise UserError(f"--exist-ok: {first} is no run's folder: nothing is written among the files in it")
     above = next(folder for folder in first.parents if folder.exists())
     if not above.is_dir():

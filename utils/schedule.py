@@ -328,13 +328,18 @@ def lr_curve(schedule: Schedule, rates: dict[str, GroupRate], close_mosaic: int)
     """
     course, steps_per_epoch = schedule.course, schedule.steps_per_epoch
     factors = [schedule.factor(epoch) for epoch in range(course.epochs)]
-    warmups = [schedule.stage(epoch).warmup for epoch in range(course.epochs)]
-    steps = [(step, step // steps_per_epoch) for step in range(course.epochs * steps_per_epoch)]
-    lr = {
-        group: np.array([warmups[epoch].lr(start, base * factors[epoch], step) for step, epoch in steps])
-        for group, (base, start) in rates.items()
-    }
-    momentum = np.array([warmups[epoch].momentum_at(schedule.target_momentum, step) for step, epoch in steps])
+    total, longest = course.epochs * steps_per_epoch, max(stage.warmup.steps for stage in schedule.stages)
+    warmups = [(step, schedule.warmup(step)) for step in range(min(longest, total))]
+    warm = [(step, warmup) for step, warmup in warmups if step < warmup.steps]
+    lr = {}
+    for group, (base, start) in rates.items():
+        targets = [base * factor for factor in factors]
+        lr[group] = np.repeat(targets, steps_per_epoch)
+        for step, warmup in warm:
+            lr[group][step] = warmup.lr(start, targets[step // steps_per_epoch], step)
+    momentum = np.full(total, schedule.target_momentum, np.float64)
+    for step, warmup in warm:
+        momentum[step] = warmup.momentum_at(schedule.target_momentum, step)
     closing = max(course.planned - close_mosaic, 0) if close_mosaic > 0 else None
     return LRCurve(
         epochs=course.epochs,

@@ -10,6 +10,7 @@ import torch
 
 # A purpose's number is part of every result ever trained: append, never reorder.
 PURPOSES = ("init", "order", "mosaic", "affine", "mixup", "hsv", "flip", "multi_scale", "shapes", "transfer")
+PURPOSES += ("forward",)
 
 
 def rng(seed: int, purpose: str, *key: int) -> np.random.Generator:
@@ -24,6 +25,14 @@ def rng(seed: int, purpose: str, *key: int) -> np.random.Generator:
     else:
         sequence = np.random.SeedSequence(seed, spawn_key=words[4:])
     return np.random.Generator(np.random.Philox(sequence))
+
+
+def seed_torch(device: torch.device, seed: int, purpose: str, *key: int) -> None:
+    """Key what torch's own random functions draw next, on the CPU and on `device`, such as those of a forward pass."""
+    number = int(rng(seed, purpose, *key).integers(2**63))
+    torch.default_generator.manual_seed(number)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(number)
 
 
 @contextlib.contextmanager
