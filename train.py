@@ -498,7 +498,7 @@ def open_output(
     run = RunDir(origin.folder) if origin.folder else new_run(options.project, options.name, options.exist_ok)
     lock = lock or RunLock(run.path)
     if origin.folder is None:
-        run.forget_weights()
+        run.forget_weights(keep=options.weights)
     if origin.folder is None or options.extend:
         run.write_options(options.to_dict())
         run.write_text("hyp.yaml", origin.hyp.to_yaml())

@@ -304,6 +304,8 @@ def _crowd(item: dict[str, Any]) -> bool:
 
 def _image_path(folder: Path, name: str) -> str:
     """The image's path: some exports put a folder before the name that isn't there, or write backslashes."""
+    if os.path.exists(folder / name):
+        return os.path.abspath(folder / name)
     name = name.replace("\\", "/")
     path, plain = os.path.abspath(folder / name), os.path.abspath(folder / os.path.basename(name))
     return plain if plain != path and not os.path.exists(path) and os.path.exists(plain) else path

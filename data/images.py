@@ -351,13 +351,14 @@ def _pillow_header(file: str | os.PathLike[str] | io.BytesIO, head: bytes, size:
                 width, height, orientation = (image.tag_v2.get(tag, 1) for tag in (256, 257, 274))
             else:
                 (width, height), orientation = image.size, _pillow_orientation(image.info.get("exif"))
-            pages = image.format == "TIFF" and image.n_frames > 1
-            header = Header("JPEG" if image.format == "MPO" else str(image.format), width, height, orientation, pages)
+            header = Header("JPEG" if image.format == "MPO" else str(image.format), width, height, orientation)
             _check_pixels(width, height)
             if header.kind == "JPEG":
                 _check_jpeg_end(size, max(head.find(b"\xff\xda"), 0), at)
             elif _expected_size(image) > size:
                 raise _cut(f"a {header.kind} that ends too soon, the rest is missing")
+            if header.kind == "TIFF" and _has_second_page(image):
+                header = Header(header.kind, width, height, orientation, animated=True)
     except Unreadable:
         raise
     except Image.UnidentifiedImageError:
@@ -365,6 +366,15 @@ def _pillow_header(file: str | os.PathLike[str] | io.BytesIO, head: bytes, size:
     except Exception as error:  # Pillow's readers raise whatever a broken header makes them raise
         raise _cut(f"the header can't be read ({error})", "image-corrupt") from None
     return header
+
+
+def _has_second_page(image: Image.Image) -> bool:
+    """Whatever is wrong with it is no fault of the first. The image is of no use afterwards."""
+    try:
+        image.seek(1)
+    except Exception:
+        return False
+    return True
 
 
 def _pillow_orientation(exif: bytes | None) -> int:

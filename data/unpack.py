@@ -111,17 +111,17 @@ def _checked_members(archive: zipfile.ZipFile | tarfile.TarFile, file: Path) -> 
     """List an archive's members; `UserError` where they are too many or too large, or two have the same path."""
     members: list[_Member] = []
     seen: dict[str, PurePosixPath] = {}
-    size, limit = 0, max(MAX_RATIO * file.stat().st_size, UNSUSPICIOUS)
+    size, count, limit = 0, 0, max(MAX_RATIO * file.stat().st_size, UNSUSPICIOUS)
     for member in _zip_members(archive) if isinstance(archive, zipfile.ZipFile) else _tar_members(archive):
-        if member.path.parts[:1] == ("__MACOSX",) or member.path.name.startswith(("._", ".DS_Store")):
-            continue  # which a Mac adds
-        members.append(member)
-        size += member.size
-        if len(members) > MAX_MEMBERS or size > limit:
+        size, count = size + member.size, count + 1
+        if count > MAX_MEMBERS or size > limit:
             raise UserError(
                 f"{file.name}: unfolds into more than {MAX_MEMBERS:,} files or {limit / 1e6:,.0f} MB, as no data set "
                 f"does: it is not unpacked"
             )
+        if member.path.parts[:1] == ("__MACOSX",) or member.path.name.startswith(("._", ".DS_Store")):
+            continue  # which a Mac adds
+        members.append(member)
         if member.kind == "file":
             key = str(member.path).casefold()  # on many systems names that differ by case are one file
             if key in seen:

@@ -61,6 +61,8 @@ def test_checkpoints_of_the_run_before_are_removed_and_nothing_else(tmp_path: Pa
     mine = ["my.pt", "best.onnx", "epoch.pt", "notes.txt"]
     for name in ("last.pt", "last.previous.pt", "best.pt", "epoch12.pt", "epoch12.previous.pt", "rollback.pt", *mine):
         (run.weights / name).touch()
+    run.forget_weights(keep=str(run.weights / "best.pt"))  # which the new one starts from
+    assert {path.name for path in run.weights.iterdir()} == {*mine, "best.pt"}
     run.forget_weights()
     assert {path.name for path in run.weights.iterdir()} == set(mine)
 

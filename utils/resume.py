@@ -95,7 +95,7 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
     """
     content = load_state(path)
     saved = TrainOptions.from_dict(content["options"], source=str(path))
-    if os.path.isfile(content["data"]):  # as typed it is relative to where the run was begun
+    if not os.path.isfile(saved.data) and os.path.isfile(content["data"]):  # begun in another working directory
         saved = replace(saved, data=content["data"])
     free = FREE_ON_RESUME | (FREE_ON_EXTEND if options.extend else set())
     course = Course.from_dict(content.get("course"))

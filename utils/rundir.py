@@ -44,10 +44,10 @@ class RunDir:
         _make(folder, exist_ok=True)
         return folder
 
-    def forget_weights(self) -> None:
-        """Remove the checkpoints of an earlier run in this folder: they would be taken for this one's."""
+    def forget_weights(self, keep: str = "") -> None:
+        """Remove the checkpoints of an earlier run in this folder, but for one: they would be taken for this one's."""
         for file in self.weights.glob("*.pt"):
-            if CHECKPOINTS.fullmatch(file.name):
+            if CHECKPOINTS.fullmatch(file.name) and os.path.realpath(file) != os.path.realpath(keep):
                 file.unlink(missing_ok=True)
 
     def write_options(self, values: Mapping[str, Any]) -> Path:
