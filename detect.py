@@ -111,9 +111,9 @@ def _read_list(path: Path) -> list[str]:
     return lines
 
 
-def read_frames(files: list[Path], stride: int) -> Iterator[Frame]:
-    """Read images, and every `stride`-th frame of videos, one at a time."""
-    for file, stem in zip(files, name_files(files), strict=True):
+def read_frames(files: Sequence[Path], names: Sequence[str], stride: int) -> Iterator[Frame]:
+    """Read images, and every `stride`-th frame of videos, one at a time. names: as of `name_files`."""
+    for file, stem in zip(files, names, strict=True):
         if file.suffix.lower() in VIDEOS:
             yield from _video_frames(file, stem, stride)
             continue
@@ -132,10 +132,14 @@ def name_files(files: Sequence[Path]) -> list[str]:
     """
     names = distinct([file.stem for file in files])
     is_video = [file.suffix.lower() in VIDEOS for file in files]
-    images = {name for name, video in zip(names, is_video, strict=True) if not video}
+    parts = [name.rpartition("_") for name, video in zip(names, is_video, strict=True) if not video]
+    like_frames = {stem for stem, _, number in parts if number.isdecimal()}
+    taken = like_frames.union(names)
     for i in np.flatnonzero(is_video):
-        while any(re.fullmatch(rf"{re.escape(names[i])}_\d+", image) for image in images):
-            names[i] += "_frame"
+        if names[i] in like_frames:
+            while names[i] in taken:
+                names[i] += "_frame"
+            taken.add(names[i])
     return names
 
 
@@ -284,12 +288,13 @@ def main(argv: list[str] | None = None) -> None:
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
         raise UserError(f"--classes {max(options.classes)}: the model has {many(len(names), 'class')}: {listed}")
     imgsz = options.imgsz or -(-content["imgsz"] // MAX_STRIDE) * MAX_STRIDE
-    for line in met_again([file.stem for file in files], "file"):
+    stems, called = [file.stem for file in files], name_files(files)
+    for line in met_again(stems, "file"):
         print(line)
-    for plain, name in zip(distinct([file.stem for file in files]), name_files(files), strict=True):
+    for plain, name in zip(distinct(stems), called, strict=True):
         if name != plain:
             print(printable(f"warning: frames of {plain} are called {name}_N: there are images called {plain}_N"))
-    frames = read_frames(files, options.vid_stride)
+    frames = read_frames(files, called, options.vid_stride)
     first = next(frames, None)
     if first is None:
         raise UserError(f"--source {options.source}: none of {many(len(files), 'file')} could be read")

@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
 # isort: split
 import contextlib
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -60,8 +59,8 @@ from utils.optim import (
 from utils.options import TrainOptions, parse
 from utils.plots import plot_images, plot_labels, plot_lr, plot_lr_find, plot_results
 from utils.profiler import WARM_UP, phase, profile_steps
-from utils.resume import Origin, go_on, start_anew
-from utils.rundir import RunDir, RunLock, check_place, new_run, resolve_resume
+from utils.resume import Origin, go_on, resume_words, start_anew
+from utils.rundir import OPTIONS, RunDir, RunLock, check_place, new_run, resolve_resume
 from utils.schedule import (
     LearningRate,
     LRCurve,
@@ -500,7 +499,7 @@ def open_output(
     if origin.folder is None:
         run.forget_weights(keep=options.weights)
     if origin.folder is None or options.extend:
-        run.write_options(options.to_dict())
+        run.write_yaml(OPTIONS, options.to_dict())
         run.write_text("hyp.yaml", origin.hyp.to_yaml())
     for line in data.splits.write_list(run):
         say(line)
@@ -707,8 +706,7 @@ def way_on(options: TrainOptions, origin: Origin) -> str | None:
 
 
 def resume_command(folder: str | Path | None, schedule: str) -> str:
-    own = f" --schedule {shlex.quote(schedule)}" if ":" in schedule else ""  # a checkpoint names no code to run
-    return f"{dist.launcher()} train.py --resume {shlex.quote(str(folder))}{own}"
+    return f"{dist.launcher()} train.py {resume_words(folder, schedule)}"
 
 
 def build_and_run(options: TrainOptions, origin: Origin, lock: RunLock | None) -> None:

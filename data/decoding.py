@@ -126,6 +126,6 @@ class _Memory:
 
 
 def _key(path: str) -> str:
-    """Path, size and time of a file, and what would decode it."""
+    """Path, size and times of a file, and what would decode it."""
     name = f"{FORMAT} {cv2.__version__} {os.path.abspath(path)}\0{file_state(path)}"
     return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=16).hexdigest()

@@ -50,20 +50,20 @@ def iter_split(config: DataConfig, split: str) -> Iterator[Block]:
     yield block_of([], faults)
     total, blocks = len(entries), _read_blocks(entries, config)
     del entries  # the processes that read them have their own
-    images = objects = crowds = unlabelled = 0
+    images = boxes = crowds = unlabelled = 0
     first = None
     for block in blocks:
         images += len(block)
+        boxes += len(block.boxes)
         crowds += int(block.crowd.sum())
-        objects += int((~block.crowd).sum())
         unlabelled += len(block.unlabelled)
         first = first or next(iter(block.unlabelled), None)
         yield block
     if first is not None:
         yield block_of([], _unlabelled(config, split, first, unlabelled, total))
     if crowds:
-        yield block_of([], _crowds(config, split, crowds, crowds + objects))
-    yield block_of([], _nothing_left(config, split, total, unlabelled, images, objects))
+        yield block_of([], _crowds(config, split, crowds, boxes))
+    yield block_of([], _nothing_left(config, split, total, unlabelled, images, boxes - crowds))
 
 
 def split_state(config: DataConfig, split: str) -> Iterator[str]:

@@ -184,7 +184,7 @@ def _cache_file(config: DataConfig, split: str) -> Path:
 
 
 def _key(config: DataConfig, split: str) -> str:
-    """A hash of what the yaml says and of path, size and time of every file that was, or could be, read."""
+    """A hash of what the yaml says and of path, size and times of every file that was, or could be, read."""
     digest = hashlib.sha256(_identity(config, split).encode(errors="surrogateescape"))
     for state in split_state(config, split):
         digest.update(b"\0" + state.encode(errors="surrogateescape"))

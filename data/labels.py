@@ -252,11 +252,12 @@ def refuse_shares(boxes: np.ndarray, label: str, where: str) -> None:
         raise BadLabels("box-shares", label, where, text)
 
 
-def hint_alone(path: str) -> str:
-    """How to mend a label file that no image has."""
-    stem, suffix = os.path.splitext(path)
+def label_alone(path: str) -> Fault:
+    """The fault of a label file that no image has."""
+    suffix = os.path.splitext(path)[1]
     small = suffix.lower()
-    return f"write its suffix as {small}" if suffix != small else "put the image there, or take the labels out"
+    hint = f"write its suffix as {small}" if suffix != small else "put the image there, or take the labels out"
+    return Fault.of("label-no-image", path, "", f"no image has the name of these labels: {hint}")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

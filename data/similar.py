@@ -173,7 +173,7 @@ def popcount(words: np.ndarray) -> np.ndarray:
 
 
 def _key(path: str) -> int:
-    """64 bits of the file's path, size and time."""
+    """64 bits of the file's path, size and times."""
     text = os.fsencode(f"{FORMAT} {os.path.abspath(path)}\0{file_state(path)}")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 

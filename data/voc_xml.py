@@ -19,7 +19,7 @@ from data.labels import (
     Entry,
     Objects,
     Say,
-    hint_alone,
+    label_alone,
     nearest,
     pick,
     read_label,
@@ -51,11 +51,7 @@ def scan_voc(source: Source, config: DataConfig) -> tuple[list[Entry], list[Faul
     else:
         wanted = list(images)
         used = set(files.values()) | _used_elsewhere(source, config)
-        alone = [path for path in walk(source.annotations, (".xml",)) if path not in used]
-        faults = [
-            Fault.of("label-no-image", path, "", f"no image has the name of these labels: {hint_alone(path)}")
-            for path in alone
-        ]
+        faults = [label_alone(path) for path in walk(source.annotations, (".xml",)) if path not in used]
     read = partial(read_voc, classes={name: i for i, name in enumerate(config.label_names)})
     entries = [
         Entry(relative_name(images[name], config.root), images[name], files[name], "object", read, there)

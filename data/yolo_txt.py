@@ -23,7 +23,7 @@ from data.labels import (
     Objects,
     Say,
     absolute_path,
-    hint_alone,
+    label_alone,
     read_label,
     read_lines,
     relative_name,
@@ -136,7 +136,7 @@ def _label_alone(path: str) -> Fault:
     if len(row) < 5:
         text = "no image has this name, and it holds no labels: not read"
         return Fault.of("label-not-labels", path, "", text)
-    return Fault.of("label-no-image", path, "", f"no image has the name of these labels: {hint_alone(path)}")
+    return label_alone(path)
 
 
 def read_yolo(label: str, width: int, height: int, say: Say, *, config: DataConfig) -> Objects:

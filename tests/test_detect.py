@@ -138,6 +138,11 @@ def test_frames_and_images_have_names_of_their_own(tiny_run, images, tmp_path, c
     assert "warning: frames of clip are called clip_frame_N: there are images called clip_N" in capsys.readouterr().out
 
 
+def test_no_two_files_share_a_name_for_their_frames():
+    files = [Path(name) for name in ("a.mp4", "a_frame.mp4", "a_1.jpg", "b.mp4", "b_x.jpg", "c_1.mp4", "c.mp4")]
+    assert detect.name_files(files) == ["a_frame_frame", "a_frame", "a_1", "b", "b_x", "c_1", "c"]
+
+
 def test_the_same_folder_is_written_again(tiny_run, images, tmp_path):
     for _ in range(2):
         run(tiny_run, images / "00.png", tmp_path, "--exist-ok", "--name", "again")

@@ -46,6 +46,9 @@ def test_exist_ok_writes_into_the_same_folder(tmp_path: Path) -> None:
     first.write_options({"epochs": 3})
     first.write_text("results.csv", "")
     assert new_run(tmp_path, exist_ok=True) == first
+    assert first.weights.is_dir()  # it is a training's now
+    first.write_options({"epochs": 4})
+    assert "epochs: 3" in (first.path / "opt.yaml").read_text()
 
 
 def test_exist_ok_writes_into_no_folder_that_is_not_a_runs(tmp_path: Path) -> None:

@@ -95,9 +95,11 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     Raises:
         UserError: several processes, and not on CUDA: torch has no such batch norm there.
     """
-    if world_size() > 1 and device.type != "cuda":
+    if world_size() == 1:
+        return model
+    if device.type != "cuda":
         raise UserError(f"--sync-bn: works on CUDA devices only, and this training is on {device.type}")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world_size() > 1 else model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:

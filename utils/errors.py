@@ -113,15 +113,15 @@ def run_cli(main: Callable[[], None]) -> None:
         _end(str(stopped), EXIT_STOPPED)
     except KeyboardInterrupt:  # a program that has no state to save
         _end("stopped by SIGINT", EXIT_INTERRUPTED)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            where = f"{error.filename}: " if error.filename else ""
-            _end(printable(f"error: {where}could not be written ({error.strerror})"), UserError.exit_code)
-        if not isinstance(error, BrokenPipeError):
-            raise
+    except BrokenPipeError:
         if tell(sys.stdout, "\n"):  # it was another pipe; it takes an empty line to know
             raise
         _end("", EXIT_UNREAD)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _end(printable(f"error: {where}could not be written ({error.strerror})"), UserError.exit_code)
 
 
 def _forgiving(stream: TextIO | None) -> TextIO:

@@ -423,7 +423,6 @@ def parse(
     Raises `UserError` for whatever is wrong; `--help` prints and exits 0.
     """
     words = [_hyphens(word) for word in argv]
-    _refuse_foreign(cls, words)
     found, rest = _parser(cls, prog, description).parse_known_args(words)
     if rest:
         raise UserError(printable(_stray(cls, prog, [word[:MAX_FILE_NAME] for word in rest], elsewhere)))
@@ -520,15 +519,6 @@ def _member_fault(flag: dataclasses.Field, kind: str, value: Any) -> str:
         unlimited = high == MAX_WHOLE and value < low
         return f"out of range; allowed: {f'{low} or more' if unlimited else f'{low} to {high}'}"
     return text_fault(value) if kind == "str" else ""
-
-
-def _refuse_foreign(cls: type[_Options], words: list[str]) -> None:
-    """Refuse flags of other trainers, with what to do instead."""
-    known = {name for flag in flags(cls) for name in _spellings(flag)}
-    for word in words:
-        name = word.partition("=")[0]
-        if name in _REFUSED and name not in known:
-            raise UserError(f"{name} does not exist here: {_REFUSED[name]}")
 
 
 def _stray(cls: type[_Options], prog: str, words: list[str], elsewhere: Callable[[str, str], str]) -> str:

@@ -17,19 +17,8 @@ from utils.stopping import EarlyStopping, is_evaluated
 
 # What may differ when a run goes on: nothing of it changes the weights of a run that doesn't diverge. `data` says where
 # the data lie now; that they are the same data is the fingerprint's to say.
-FREE_ON_RESUME = {
-    "resume",
-    "data",
-    "device",
-    "workers",
-    "cache",
-    "noplots",
-    "download",
-    "project",
-    "nosave",
-    "save_period",
-}
-FREE_ON_RESUME |= {"plan", "extend", "on_divergence", "save_minutes", "force", "check"}
+FREE_ON_RESUME = {"resume", "data", "device", "workers", "cache", "noplots", "download", "project", "nosave"}
+FREE_ON_RESUME |= {"save_period", "plan", "extend", "on_divergence", "save_minutes", "force", "check"}
 FREE_ON_EXTEND = {"epochs", "patience"}
 
 
@@ -156,6 +145,18 @@ def is_over(content: dict[str, Any], saved: TrainOptions) -> str:
     return f"this run stopped early, after epoch {done} of {saved.epochs}" if stopped else ""
 
 
+def resume_words(folder: str | Path | None, schedule: str) -> str:
+    """The flags that go on with a run, as they are typed. A checkpoint names no code: a schedule of one's own is among
+    them."""
+    return f"--resume {_typed(folder)}{f' --schedule {_typed(schedule)}' if ':' in schedule else ''}"
+
+
+def _typed(value: object) -> str:
+    """A word as a shell takes it: Windows' own has backslashes in its paths, and knows double quotes only."""
+    text = str(value)
+    return shlex.quote(text) if os.name != "nt" else f'"{text}"' if " " in text else text
+
+
 def how_to_go_on(options: TrainOptions, origin: Origin, path: Path, done: int, over: str) -> str:
     """Say what resuming, extending and fine-tuning would each do to this run, with numbers."""
     if not over:
@@ -165,14 +166,13 @@ def how_to_go_on(options: TrainOptions, origin: Origin, path: Path, done: int, o
         )
     planned = origin.course.epochs if origin.course.epochs > done else done + max(done // 2, 1)
     epochs = options.epochs if "epochs" in options.explicit and options.epochs > done else planned
-    course, run = origin.course, shlex.quote(str(path.parents[1]))
-    run += f" --schedule {shlex.quote(origin.custom.spec)}" if origin.custom else ""
+    course, words = origin.course, resume_words(path.parents[1], origin.custom.spec if origin.custom else "")
     lines = [
         f"{path}: {over}, so there is nothing to resume. To go on with it, extend it, for example to {epochs} epochs:"
     ]
-    for mode, words in zip(EXTENSIONS, ("the same schedule over the new length", "stay at the last lr"), strict=True):
+    for mode, means in zip(EXTENSIONS, ("the same schedule over the new length", "stay at the last lr"), strict=True):
         jump = origin.jump(course, course.extend(done, epochs, mode), done)
-        lines.append(f"  --resume {run} --epochs {epochs} --extend {mode:<6}  {words}: {jump}")
-    best = shlex.quote(str(path.with_name("best.pt")))
+        lines.append(f"  {words} --epochs {epochs} --extend {mode:<6}  {means}: {jump}")
+    best = _typed(path.with_name("best.pt"))
     lines.append(f"  --weights {best}  is fine-tuning: a new run from its best weights, with a schedule from lr0 on")
     return "\n".join(lines)

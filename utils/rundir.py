@@ -50,9 +50,10 @@ class RunDir:
             if CHECKPOINTS.fullmatch(file.name) and os.path.realpath(file) != os.path.realpath(keep):
                 file.unlink(missing_ok=True)
 
-    def write_options(self, values: Mapping[str, Any]) -> Path:
-        """Write `opt.yaml`, by which a folder is known as that of a run, too."""
-        return self.write_yaml(OPTIONS, values)
+    def write_options(self, values: Mapping[str, Any]) -> None:
+        """Write the `opt.yaml` of a program that trains nothing: it marks the folder as a run's. A training's stays."""
+        if not (self.path / LAST.parent).is_dir():
+            self.write_yaml(OPTIONS, values)
 
     def write_yaml(self, name: str, values: Mapping[str, Any], header: str = "") -> Path:
         """Write plain values in their order; `header` becomes comment lines on top."""

@@ -329,8 +329,7 @@ def lr_curve(schedule: Schedule, rates: dict[str, GroupRate], close_mosaic: int)
     course, steps_per_epoch = schedule.course, schedule.steps_per_epoch
     factors = [schedule.factor(epoch) for epoch in range(course.epochs)]
     total, longest = course.epochs * steps_per_epoch, max(stage.warmup.steps for stage in schedule.stages)
-    warmups = [(step, schedule.warmup(step)) for step in range(min(longest, total))]
-    warm = [(step, warmup) for step, warmup in warmups if step < warmup.steps]
+    warm = [(step, w) for step in range(min(longest, total)) if step < (w := schedule.warmup(step)).steps]
     lr = {}
     for group, (base, start) in rates.items():
         targets = [base * factor for factor in factors]

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 # A purpose's number is part of every result ever trained: append, never reorder.
-PURPOSES = ("init", "order", "mosaic", "affine", "mixup", "hsv", "flip", "multi_scale", "shapes", "transfer")
-PURPOSES += ("forward",)
+PURPOSES = (
+    *("init", "order", "mosaic", "affine", "mixup", "hsv", "flip", "multi_scale", "shapes", "transfer"),
+    "forward",
+)
 
 
 def rng(seed: int, purpose: str, *key: int) -> np.random.Generator:
@@ -39,5 +41,5 @@ def seed_torch(device: torch.device, seed: int, purpose: str, *key: int) -> None
 def torch_seeded(seed: int, purpose: str, *key: int) -> Iterator[None]:
     """Run torch's own random functions (weight initialisation) under a keyed seed; the global state is put back."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng(seed, purpose, *key).integers(2**63)))
+        seed_torch(torch.device("cpu"), seed, purpose, *key)
         yield
