@@ -397,7 +397,7 @@ def test_a_playlist_called_a_video_fetches_nothing(
     files = [tmp_path / f"{number}{suffix}" for number in range(len(bodies))]
     for file, body in zip(files, bodies, strict=True):
         file.write_text(body)
-    assert not list(detect.read_frames(files, 1)) and not asked
+    assert not list(detect.read_frames(files, detect.name_files(files), 1)) and not asked
     assert capfd.readouterr().err.count("not a video that OpenCV can decode") == len(files)
 
 
