@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+
+from utils import signals
+from utils.errors import EXIT_INTERRUPTED
+
+if __name__ == "__main__":
+    signals.end_at_once(EXIT_INTERRUPTED, [signal.SIGINT])  # while the slow imports run
+
+# isort: split
 import glob
 import json
+import os
 import re
 import sys
 import time
@@ -25,7 +35,8 @@ from data.images import OTHER_IMAGE_SUFFIXES
 from models.decode import detect
 from models.yolo import MAX_STRIDE, YOLO, check_imgsz
 from utils import dist
-from utils.device import select_device
+from utils.atomic import write_file
+from utils.device import Precision, select_device
 from utils.errors import UserError, many, printable, run_cli, suggest
 from utils.metrics import Detections, detections_to_coco
 from utils.options import DetectOptions, parse
@@ -68,8 +79,9 @@ def find_files(source: str, where: str = "") -> list[Path]:
     if path.is_dir():
         found = sorted(path.iterdir())
     elif path.is_file() and path.suffix.lower() == ".txt":
-        # As in a list of training images: from the list's folder, or else from the current one.
-        lines = [str(path.parent / line) if _matches(path.parent / line) else line for line in _read_list(path)]
+        lines = [_beside(path.parent, line) for line in _read_list(path)]
+        if not lines:
+            raise UserError(f"--source {source}{where}: an empty list; a line each names an image, video or folder")
         found = [file for line in lines for file in find_files(line, f" (named in {source})")]
     elif path.is_file():
         found = [path]
@@ -84,7 +96,10 @@ def find_files(source: str, where: str = "") -> list[Path]:
         raise UserError(f"--source {source}{where}: {why}")
     known = [file for file in found if file.suffix.lower() in IMAGES + VIDEOS and file.is_file()]
     if not known:
-        raise UserError(f"--source {source}{where}: no image or video in it; read are {' '.join(IMAGES + VIDEOS)}")
+        below = any(file.is_dir() for file in found)
+        deeper = f"; folders in it are searched by --source '{Path(source) / '**' / '*'}'" if below else ""
+        kinds = " ".join(IMAGES + VIDEOS)
+        raise UserError(f"--source {source}{where}: no image or video in it; read are {kinds}{deeper}")
     for file in found:
         if file.is_symlink() and not file.exists():
             print(f"warning: {printable(str(file))}: a link to nothing; left out", file=sys.stderr)
@@ -92,6 +107,14 @@ def find_files(source: str, where: str = "") -> list[Path]:
     if passed:
         print(f"warning: --source {printable(source)}: {' '.join(passed)} is not read; left out", file=sys.stderr)
     return known
+
+
+def _beside(folder: Path, line: str) -> str:
+    """A line of a list, as in a list of training images: from the list's folder, or else from the current one."""
+    if (folder / line).exists():
+        return str(folder / line)
+    pattern = os.path.join(glob.escape(str(folder)), line)
+    return pattern if _matches(Path(pattern)) else line
 
 
 def _matches(pattern: Path) -> list[Path]:
@@ -165,7 +188,7 @@ def _video_frames(file: Path, stem: str, stride: int) -> Iterator[Frame]:
 
 @torch.inference_mode()
 def detect_frame(
-    model: YOLO, device: torch.device, image: np.ndarray, imgsz: int, options: DetectOptions
+    model: YOLO, precision: Precision, image: np.ndarray, imgsz: int, options: DetectOptions
 ) -> Detections:
     """Return the detections of one RGB image in its own pixels, best first."""
     height, width = image.shape[:2]
@@ -173,9 +196,11 @@ def detect_frame(
     shape = (-(-side // MAX_STRIDE) * MAX_STRIDE for side in small.shape[:2])
     canvas = np.empty((*shape, 3), np.uint8)
     left, top = letterbox(small, canvas)
-    batch = torch.from_numpy(canvas).permute(2, 0, 1)[None].to(device)
+    batch = torch.from_numpy(canvas).permute(2, 0, 1)[None].to(precision.device)
+    with precision.autocast():
+        predictions = model(batch)
     found = detect(
-        model(batch),
+        predictions,
         nms=options.nms,
         conf=options.conf_thres,
         iou=options.iou_thres,
@@ -205,9 +230,8 @@ class Writer:
         if not self.options.nosave:
             self._draw(frame, found)
         if self.options.save_txt:
-            (self._sub("labels") / f"{frame.name}.txt").write_text(
-                yolo_rows(found, (width, height), self.options.save_conf)
-            )
+            rows = yolo_rows(found, (width, height), self.options.save_conf)
+            write_file(self._sub("labels") / f"{frame.name}.txt", rows)
         if self.options.save_json:
             for record in detections_to_coco(found):
                 self.records.append({**record, "image_id": frame.name, "file_name": str(frame.file)})
@@ -215,8 +239,14 @@ class Writer:
             self._crop(frame, found)
 
     def close(self) -> None:
+        """End the videos, hold what was written of them against the frames, and write detections.json."""
+        for stem, video in self.videos.items():
+            video.release()
+            target = self.folder / f"{stem}.mp4"
+            if not cv2.VideoCapture(str(target), cv2.CAP_FFMPEG).grab():  # its writer says nothing of a full disk
+                raise UserError(f"{target}: could not be written whole; is the disk full?")
         if self.options.save_json:
-            (self.folder / "detections.json").write_text(json.dumps(self.records))
+            write_file(self.folder / "detections.json", json.dumps(self.records))
 
     def _draw(self, frame: Frame, found: Detections) -> None:
         options = self.options
@@ -241,6 +271,8 @@ class Writer:
             target, codec = self.folder / f"{frame.stem}.mp4", cv2.VideoWriter_fourcc(*"mp4v")
             writer = cv2.VideoWriter(str(target), codec, frame.fps, picture.shape[1::-1])
             if not writer.isOpened():
+                write_file(target, b" " * 4096)  # of a full disk this says so
+                target.unlink()
                 raise UserError(f"{target}: this OpenCV can't write mp4 videos; --nosave with --save-txt writes text")
             self.stack.callback(writer.release)
             self.videos[frame.stem] = writer
@@ -272,7 +304,7 @@ def write_image(path: Path, picture: np.ndarray) -> None:
     good, data = cv2.imencode(path.suffix, picture)
     if not good:
         raise UserError(f"{path}: OpenCV can't write a picture of this kind")
-    path.write_bytes(data.tobytes())
+    write_file(path, data.tobytes())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -280,8 +312,8 @@ def main(argv: list[str] | None = None) -> None:
     dist.refuse("detect.py")
     check_imgsz(options.imgsz)
     files = find_files(options.source)
-    device = select_device(options.device)
-    model, content = load_model(options.weights, device)
+    precision = Precision(select_device(options.device), options.amp)
+    model, content = load_model(options.weights, precision.device)
     check_branch(content, options.weights, options.nms)
     names = tuple(content["names"])
     if options.classes and max(options.classes) >= len(names):
@@ -304,7 +336,7 @@ def main(argv: list[str] | None = None) -> None:
         writer = Writer(run, options, names, stack)
         for frame in chain([first], frames):
             start = time.perf_counter()
-            found = detect_frame(model, device, frame.image, imgsz, options)
+            found = detect_frame(model, precision, frame.image, imgsz, options)
             milliseconds = (time.perf_counter() - start) * 1000
             writer.write(frame, found)
             counts = Counter(names[label] for label in found.classes)
@@ -316,4 +348,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signals.as_usual()
     run_cli(main)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 
 from utils import signals
+from utils.errors import EXIT_STOPPED
 
 if __name__ == "__main__":
-    signals.catch()  # before the slow imports: a signal that comes while they run is answered too
+    signals.end_at_once(EXIT_STOPPED)  # while the slow imports run
     gc.disable()  # imports make a great many objects and no garbage; looking for some takes a tenth of their time
 
 # isort: split
@@ -49,10 +50,10 @@ from utils.metrics import fitness
 from utils.optim import (
     NamedOptimizerState,
     build_optimizer,
-    check_parts,
     clip_gradients,
     describe_groups,
     describe_update,
+    idle_scales,
     plain_lr,
     plan_update,
 )
@@ -74,7 +75,7 @@ from utils.schedule import (
 from utils.seed import seed_torch
 from utils.stopping import EarlyStopping, is_evaluated
 from utils.telemetry import Telemetry
-from val import DetectSettings, Evaluation, evaluate, load_model, print_scores, save_pictures
+from val import DetectSettings, Evaluation, evaluate, load_model, print_scores, save_pictures, score_table, write_scores
 
 MAX_IMGSZ = 640  # largest image size that is chosen unasked
 ROLLBACK = "rollback.pt"  # in the folder of weights: the way back of `--on-divergence rollback`
@@ -367,7 +368,6 @@ def build_training(
     model, source = make_model(options, origin, data, precision, start)
     frozen = freeze(model, options.freeze)
     accumulate, _, lr0, decay = plan = plan_update(hyp, options.batch_size, len(data.train))
-    check_parts(model, hyp.lr_scale)
     optimizer = build_optimizer(model, hyp, lr0, decay, fused=precision.device.type in ("cpu", "cuda"))
     ema = ModelEMA(model, hyp.ema_decay, hyp.ema_tau)
     guard = StepGuard(model, optimizer, data.train.path, mixed=precision.mode != "off")
@@ -381,6 +381,7 @@ def build_training(
         *describe_frozen(frozen, source.trained),
         f"device       {precision.device}, {precision.description}",
         *describe_update(hyp, options.batch_size, plan),
+        *idle_scales(model, hyp.lr_scale),
         f"schedule     {describe_schedule(hyp, options.schedule, lr0 * schedule.factor(origin.course.epochs - 1))}",
         *describe_mosaic(hyp.mosaic, hyp.mixup, options.rect, hyp.close_mosaic, curve),
         *(f"warning: {doubt}" for doubt in doubts(hyp)),
@@ -509,7 +510,7 @@ def open_output(
 
 def run_fingerprint(data: Data, training: Training) -> dict[str, Any]:
     read = {"train": data.train.digest, "val": data.val.digest, "files": data.train.stored, "imgsz": data.imgsz}
-    read["names"] = ", ".join(data.config.names)
+    read["names"] = list(data.config.names)
     return fingerprint(read, training.precision.device, training.precision.description, dist.world_size())
 
 
@@ -571,7 +572,9 @@ def report(training: Training, data: Data, output: Output, options: TrainOptions
             model, data.val_loader, data.val, data.config.names, criterion, training.precision, settings
         )
         print(f"best epoch {content['epoch']} of {training.state.epoch}:")
-        print_scores(evaluation, data.val, data.config.names, verbose=False)
+        table = score_table(evaluation, data.val, data.config.names)
+        print_scores(evaluation, table, verbose=False)
+        write_scores(output.run, table)
         if not options.noplots:
             save_pictures(output.run, evaluation, data.val_loader, data.val, data.config.names)
     if not options.noplots:
@@ -752,4 +755,5 @@ def run(
 if __name__ == "__main__":
     gc.freeze()  # what was imported stays to the end: no collection looks at it again
     gc.enable()
+    signals.catch()
     run_cli(main)

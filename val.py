@@ -5,7 +5,18 @@
 
 from __future__ import annotations
 
+import signal
+
+from utils import signals
+from utils.errors import EXIT_INTERRUPTED
+
+if __name__ == "__main__":
+    signals.end_at_once(EXIT_INTERRUPTED, [signal.SIGINT])  # while the slow imports run
+
+# isort: split
 import contextlib
+import csv
+import io
 import json
 import sys
 from collections import deque
@@ -27,6 +38,7 @@ from models.decode import BatchDetections, detect
 from models.loss import DetectionLoss
 from models.yolo import MAX_STRIDE, YOLO, ModelConfig, check_imgsz
 from utils import dist
+from utils.atomic import write_file
 from utils.checkpoint import find_checkpoint, load_checkpoint, model_weights
 from utils.device import Arriving, Precision, prefetch, select_device
 from utils.errors import UserError, many, run_cli
@@ -124,7 +136,8 @@ def evaluate(
     detections = Detections.concatenate(parts)
     box, cls, dfl = (losses / max(len(truth), 1)).tolist()
     scores = coco_evaluate(truth, detections, names)
-    return Evaluation(scores, pr_curves(truth, detections, len(names)), (box, cls, dfl), detections)
+    curves = pr_curves(truth, detections, len(names), settings.conf)
+    return Evaluation(scores, curves, (box, cls, dfl), detections)
 
 
 def to_original(arriving: Arriving, sizes: np.ndarray) -> list[Detections]:
@@ -171,25 +184,43 @@ def check_branch(content: dict, weights: str, nms: bool) -> None:
         raise UserError(f"--weights {weights}: was trained without the NMS-free branch (one_to_one 0): add --nms")
 
 
-def print_scores(evaluation: Evaluation, truth: Index, names: tuple[str, ...], verbose: bool) -> None:
-    """Print a table: all classes, and each one if asked for or if they are few."""
+SCORES = ("class", "images", "objects", "P", "R", "mAP50", "mAP50-95")
+Scores = tuple[str, int, int, float, float, float, float]  # a row of that table
+
+
+def score_table(evaluation: Evaluation, truth: Index, names: tuple[str, ...]) -> list[Scores]:
+    """Rows of the columns of `SCORES`: of all classes together, then of each; NaN where a class has no object."""
     scores, curves = evaluation.scores, evaluation.curves
-    head = ("class", "images", "objects", "P", "R", "mAP50", "mAP50-95")
-    print("{:>20}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}".format(*head))
-    line = "{:>20}{:>9}{:>9}{:>9.3f}{:>9.3f}{:>9.4f}{:>10.4f}"
-    objects = int(curves.truths.sum())
-    print(line.format("all", len(truth), objects, curves.best_precision, curves.best_recall, scores.map50, scores.map))
-    if verbose or 1 < len(names) <= 20:
-        image_of = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
-        best = int(np.searchsorted(curves.confidence, curves.best_confidence).clip(0, len(curves.confidence) - 1))
-        for i, name in enumerate(names):
-            images = len(np.unique(image_of[(truth.classes == i) & ~truth.crowd]))
-            p, r = curves.precision[i, best], curves.recall[i, best]
-            print(line.format(name[:19], images, curves.truths[i], p, r, scores.ap50[i], scores.ap[i]))
+    image_of = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
+    best = int(np.searchsorted(curves.confidence, curves.best_confidence))
+    objects, (precision, recall) = int(curves.truths.sum()), (curves.best_precision, curves.best_recall)
+    rows: list[Scores] = [("all", len(truth), objects, precision, recall, scores.map50, scores.map)]
+    for i, name in enumerate(names):
+        images = len(np.unique(image_of[(truth.classes == i) & ~truth.crowd]))
+        precision, recall = curves.precision[i, best], curves.recall[i, best]
+        rows.append((name, images, int(curves.truths[i]), precision, recall, scores.ap50[i], scores.ap[i]))
+    return rows
+
+
+def print_scores(evaluation: Evaluation, table: Sequence[Scores], verbose: bool) -> None:
+    """Print a `score_table`: of all classes, and of each one if asked for or if they are few."""
+    scores, curves = evaluation.scores, evaluation.curves
+    print("{:>20}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}".format(*SCORES))
+    for name, *values in table if verbose or 2 < len(table) <= 21 else table[:1]:
+        print("{:>20}{:>9}{:>9}{:>9.3f}{:>9.3f}{:>9.4f}{:>10.4f}".format(name[:19], *values))
     sizes = ((scores.map_small, "small"), (scores.map_medium, "medium"), (scores.map_large, "large"))
     known = ", ".join(f"{name} {value:.4f}" for value, name in sizes if not np.isnan(value))
-    print(f"mAP50-95 by object size (COCO: below 32², below 96², larger pixels): {known}; best F1 {curves.best_f1:.3f} "
-          f"at confidence {curves.best_confidence:.3f}")  # fmt: skip
+    best = f"best F1 {curves.best_f1:.3f} at confidence {curves.best_confidence:.3f}"
+    best = best if curves.best_f1 else "no detection is right at IoU 0.5, so there is no best confidence"
+    print(f"mAP50-95 by object size (COCO: below 32², below 96², larger pixels): {known}; {best}")
+
+
+def write_scores(run: RunDir, table: Sequence[Scores]) -> None:
+    """Write a `score_table` as `scores.csv`; a cell is empty where there is no number."""
+    text = io.StringIO()
+    rows = [["" if isinstance(x, float) and np.isnan(x) else x for x in row] for row in table]
+    csv.writer(text, lineterminator="\n").writerows([SCORES, *rows])
+    run.write_text("scores.csv", text.getvalue())
 
 
 def save_pictures(run: RunDir, evaluation: Evaluation, loader: Loader, truth: Index, names: tuple[str, ...]) -> None:
@@ -233,7 +264,7 @@ def save_detections(run: RunDir, options: ValOptions, evaluation: Evaluation, tr
         for i, name in enumerate(distinct(stems)):
             one = evaluation.detections.take(evaluation.detections.image == i)
             rows = yolo_rows(one, tuple(truth.sizes[i].tolist()), options.save_conf)
-            (folder / f"{name}.txt").write_text(rows)
+            write_file(folder / f"{name}.txt", rows)
         for line in met_again(stems, "image"):
             print(line)
 
@@ -250,7 +281,7 @@ def yolo_rows(found: Detections, size: tuple[int, int], with_scores: bool) -> st
 
 
 def _dump(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value))
+    write_file(path, json.dumps(value))
 
 
 def compare_names(config: DataConfig, trained: Sequence[str], weights: str) -> list[str]:
@@ -300,6 +331,9 @@ def main(argv: list[str] | None = None) -> Evaluation:
     print(f"data         {config.file}: {options.task}, {many(len(index), 'image')}, {many(config.nc, 'class')}")
     print(f"image size   {imgsz}")
     print(f"model        {model.config.name}, epoch {_epoch(content)}; {options.weights}")
+    if options.conf_thres > DetectSettings.conf:
+        print(f"warning: --conf-thres {options.conf_thres:g}: what scores below it counts as not found, which lowers "
+              f"mAP; figures to be compared are of {DetectSettings.conf:g}, the default")  # fmt: skip
     dataset = DetectionDataset(index, imgsz, hyp, seed=0, epochs=1, augment=False, rect=True, stride=MAX_STRIDE)
     workers = options.workers if options.workers >= 0 else default_workers(precision.device)
     pin = precision.device.type == "cuda"
@@ -313,7 +347,9 @@ def main(argv: list[str] | None = None) -> Evaluation:
         with Progress(len(loader), f"{options.task}") as progress:
             criterion = DetectionLoss(hyp, model.config.nc)
             evaluation = evaluate(model, loader, index, config.names, criterion, precision, settings, progress)
-        print_scores(evaluation, index, config.names, options.verbose)
+        table = score_table(evaluation, index, config.names)
+        print_scores(evaluation, table, options.verbose)
+        write_scores(run, table)
         save_detections(run, options, evaluation, index, config)
         if not options.noplots:
             save_pictures(run, evaluation, loader, index, config.names)
@@ -322,4 +358,5 @@ def main(argv: list[str] | None = None) -> Evaluation:
 
 
 if __name__ == "__main__":
+    signals.as_usual()
     run_cli(main)

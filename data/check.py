@@ -197,7 +197,8 @@ def _twin_lines(findings: Findings) -> list[str]:
             first, second = pairs.first.name, pairs.second.name
             same = int(pairs.same_file.sum())
             own = f", {same:,} of them the very same file" if same else ""
-            lines.append(f"  {len(pairs):,} of the {len(pairs.second.index):,} images of {second} are, or look like, "
+            alike = "is, or looks like" if len(pairs) == 1 else "are, or look like"
+            lines.append(f"  {len(pairs):,} of the {len(pairs.second.index):,} images of {second} {alike}, "
                          f"one of {first}{own}; such as {_pair(pairs)}")  # fmt: skip
     for pairs in findings.twins:
         if len(pairs):

@@ -244,7 +244,8 @@ def _root(document: Document) -> tuple[Path, tuple[Fault, ...]]:
     """The folder that paths are relative to, and what is wrong with it (empty: nothing).
 
     `path` may be a list: the first that exists. Each is relative to the yaml, then to the working directory, then to
-    the `datasets` folders in and beside that (where YOLOv5 and Ultralytics keep theirs).
+    the `datasets` folders in and beside that (where YOLOv5 and Ultralytics keep theirs). A yaml that lies in its
+    set, in a folder of the name that `path` ends with, means that folder.
     """
     embedded = document.get("embedded")
     if embedded is not None:
@@ -260,6 +261,9 @@ def _root(document: Document) -> tuple[Path, tuple[Fault, ...]]:
     for path in tried:
         if os.path.isdir(path):
             return path.resolve(), ()
+    own = document.file.parent.resolve()
+    if any(not path.is_absolute() and path.name == own.name for path in map(_expand, document.texts("path", value))):
+        return own, ()
     return Path(os.path.abspath(tried[0])), (document.fault("yaml-path", "path", _not_there(tried)),)
 
 

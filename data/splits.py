@@ -12,7 +12,7 @@ import numpy as np
 
 from data.config import DataConfig
 from data.decoding import decode_faults
-from data.faults import KINDS, DataError, Fault
+from data.faults import IMAGE, KINDS, ROW, DataError, Fault
 from data.index import ARRAYS, Index, build_index
 from data.yolo_txt import classes_beyond
 from utils import dist
@@ -49,7 +49,8 @@ class Splits:
             lines.append(f"{word}: {what}, the first: {faults[0]}")
         skipped = _count(fault for fault in self.faults if fault.stops)
         concern = f"{many(skipped, 'fault')} concern{'s' * (skipped == 1)}"
-        return [*lines, f"--skip-bad goes on without what {concern}"] if skipped else lines
+        loss = _loss(fault for fault in self.faults if fault.stops)
+        return [*lines, f"--skip-bad goes on without what {concern}{loss}"] if skipped else lines
 
     def write_list(self, run: RunDir) -> list[str]:
         """Write all faults into a run's folder; no file where there are none. Return what `lines` left to say."""
@@ -103,8 +104,9 @@ def refusal(config: DataConfig, found: Found, stops: Sequence[Fault], file: str)
     way = "mend them, or add --skip-bad to go on without what is faulty"
     if hopeless:
         way = f"mend them; --skip-bad can't do without {', '.join(hopeless)}"
-    others = f", beside {len(found) - len(stops):,} that don't" if len(found) > len(stops) else ""
     count = _count(stops)
+    beside = _count(found) - count
+    others = f", beside {beside:,} that {'does' if beside == 1 else 'do'}n't" if beside else ""
     stop = f"{many(count, 'fault')} stop{'s' * (count == 1)} the run"
     lines = [f"{config.file}: {stop}{others}{f'; all are listed in {file}' if file else ''}"]
     kinds = _told(stops)
@@ -122,7 +124,7 @@ def refusal(config: DataConfig, found: Found, stops: Sequence[Fault], file: str)
 
 def listing(config: DataConfig, found: Found) -> str:
     """All faults, a line each, kind by kind: kind, splits and message with tabs between."""
-    lines = [f"# {many(len(found), 'fault')} of {config.file}; docs/data.md says what each kind is"]
+    lines = [f"# {many(_count(found), 'fault')} of {config.file}; docs/data.md says what each kind is"]
     for kind, faults in _by_kind(found).items():
         lines.append(f"# {len(faults):,} x {kind}: {KINDS[kind].what} ({KINDS[kind].then})")
         lines += [f"{kind}\t{','.join(found[fault])}\t{fault}" for fault in faults]
@@ -215,6 +217,19 @@ def _told(faults: Sequence[Fault] | Found) -> dict[str, list[Fault]]:
 
 def _count(faults: Iterable[Fault]) -> int:
     return sum(fault.kind != "yaml-names-short" for fault in faults)  # which sums others up
+
+
+def _loss(faults: Iterable[Fault]) -> str:
+    """How much is left out for these faults, in words: images (of a JSON each is a place in it), and single objects."""
+    faults = list(faults)
+    images = {
+        (fault.file, fault.where if fault.file.endswith(".json") else "")
+        for fault in faults
+        if KINDS[fault.kind].then == IMAGE
+    }
+    objects = sum(KINDS[fault.kind].then == ROW for fault in faults if fault.kind != "yaml-names-short")
+    parts = [many(count, one) for count, one in ((len(images), "image"), (objects, "object")) if count]
+    return f": {' and '.join(parts)}" if parts else ""
 
 
 def _said(fault: Fault, found: Found) -> str:

@@ -9,7 +9,7 @@ from models.backbone import check_imagenet
 from models.transfer import transfer_weights
 from models.yolo import YOLO, ModelConfig, check_imgsz, parse_cfg
 from utils.checkpoint import find_checkpoint, load_checkpoint, model_weights
-from utils.errors import UserError
+from utils.errors import UserError, many
 from utils.seed import torch_seeded
 
 TORCHVISION = "torchvision:"
@@ -39,8 +39,17 @@ def check_request(cfg: str, weights: str, imgsz: int) -> dict[str, Any] | None:
 
 
 def rebuild_model(description: dict[str, Any], names: tuple[str, ...]) -> tuple[YOLO, Start]:
-    """Build the model of a run that goes on, as its state describes it; what it once started from is not needed."""
+    """Build the model of a run that goes on, as its state describes it; what it once started from is not needed.
+
+    Raises:
+        UserError: the data have more or fewer classes than the model.
+    """
     own = ModelConfig.from_dict(description, "the saved state")
+    if own.nc != len(names):
+        raise UserError(
+            f"the data have {many(len(names), 'class')}, this run's model {own.nc}: it can't go on with them; "
+            f"start a new run from its weights with --weights"
+        )
     return YOLO(ModelConfig(own.size, len(names), own.backbone)), Start("weights of the saved state", True)
 
 

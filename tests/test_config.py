@@ -86,6 +86,17 @@ def test_ultralytics_yaml_works_unchanged(load: Callable, tmp_path: Path) -> Non
     assert list(config.splits) == ["train", "val"]
 
 
+def test_a_yaml_packed_into_its_set_is_beside_its_splits(load: Callable, tmp_path: Path) -> None:
+    folders(tmp_path / "set", "images/train")
+    text = "path: ../datasets/set\ntrain: images/train\nnames: [a]\n"
+    assert load(text).root == tmp_path / "set"
+    for other in ("sett", "/datasets/set", "set/images"):
+        with pytest.raises(UserError, match="path: no such file or folder"):
+            load(text.replace("../datasets/set", other)).split("train")
+    folders(tmp_path / "datasets/set", "images/train")
+    assert load(text).root == tmp_path / "datasets/set"
+
+
 def test_yolov5_yaml_with_lists_relative_to_the_working_directory(load: Callable, tmp_path: Path) -> None:
     folders(tmp_path / "work", "coco")
     (tmp_path / "work/coco/train2017.txt").touch()

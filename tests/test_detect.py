@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -34,6 +37,25 @@ def test_folder_glob_list_and_file_name_the_same_images(images, tmp_path):
     assert detect.find_files(str(images / "*.png")) == everything
     assert detect.find_files(str(listing)) == everything
     assert detect.find_files(str(everything[0])) == everything[:1]
+
+
+def test_lists_and_patterns_below_a_folder_with_brackets(images, tmp_path):
+    folder = tmp_path / "set [1]"
+    shutil.copytree(images, folder / "in")
+    (folder / "list.txt").write_text("in/0*.png\nin\nin/00.png\n")
+    count = len(list(images.iterdir()))
+    assert [file.parent for file in detect.find_files(str(folder / "list.txt"))] == [folder / "in"] * (2 * count + 1)
+
+
+def test_a_source_of_nothing_says_what_to_write(images, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(UserError, match=r"empty\.txt: an empty list; a line each names an image, video or folder"):
+        detect.find_files(str(tmp_path / "empty.txt"))
+    shutil.copytree(images, tmp_path / "set" / "in")
+    pattern = f"{tmp_path}/set/**/*"
+    with pytest.raises(UserError, match=re.escape(f"; folders in it are searched by --source '{pattern}'")):
+        detect.find_files(str(tmp_path / "set"))
+    assert len(detect.find_files(pattern)) == len(list(images.iterdir()))
 
 
 def test_sources_that_are_not_there(images, tmp_path):
@@ -155,6 +177,41 @@ def test_a_video_that_is_named_twice_is_written_twice(tiny_run, images, tmp_path
     folder = run(tiny_run, tmp_path / "list.txt", tmp_path / "out")
     videos = [cv2.VideoCapture(str(folder / name)) for name in ("clip.mp4", "clip_2.mp4")]
     assert [int(video.get(cv2.CAP_PROP_FRAME_COUNT)) for video in videos] == [3, 3]
+
+
+@contextmanager
+def small_files(limit: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_video_that_could_not_be_written_whole_is_no_success(tiny_run, images, tmp_path):
+    file = clip(tmp_path, images, 60)
+    with (
+        pytest.raises(UserError, match=r"clip\.mp4: could not be written whole; is the disk full\?"),
+        small_files(1500),
+    ):
+        run(tiny_run, file, tmp_path / "out")
+
+
+def test_half_a_file_is_removed_and_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    with pytest.raises(OSError, match="File too large: .*noise.png"), small_files(4000):
+        detect.write_image(tmp_path / "noise.png", noise)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mixed_precision_finds_about_the_same(tiny_run, images, tmp_path):
+    found = []
+    for amp in ("off", "bf16"):
+        folder = run(tiny_run, images, tmp_path / amp, "--save-json", "--conf-thres", "0.001", "--nosave", "--amp", amp)
+        found.append([record["score"] for record in json.loads((folder / "detections.json").read_text())])
+    assert found[0] != found[1] and max(found[0]) == pytest.approx(max(found[1]), rel=0.1)
 
 
 def test_class_filter_and_flags(tiny_run, images, tmp_path, capsys):

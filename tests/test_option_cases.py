@@ -88,7 +88,11 @@ TRAIN = [
     ("--cache rma", "--cache rma: not one of auto, ram, disk, off; did you mean 'ram'?"),
     ("--on-divergence rolback", "not one of stop, rollback; did you mean 'rollback'?"),
     ("--extend longer --resume", "--extend longer: not one of replan, tail"),
-    ("--schedule cosine", "--schedule: 'cosine' is not one of its choices", "did you mean 'flat_cosine'?"),
+    ("--schedule cosine", "--schedule: 'cosine' is not one of its choices", "did you mean 'one_cycle'?"),
+    (
+        "--schedule x",
+        "--schedule: 'x' is not one of its choices; allowed: one_cycle, linear, flat_cosine, step, constant\n",
+    ),
     ("--schedule custom", "--schedule custom: give the function itself, as --schedule my_module:my_factor"),
     ("--schedule no_such_module:f", "--schedule no_such_module:f: no_such_module can't be imported"),
     ("--schedule os:no_such", "--schedule os:no_such: os has no function no_such"),
@@ -126,7 +130,7 @@ TRAIN = [
     ("lr0=0.1", "lr0: unknown flag; it is a hyper-parameter: --set lr0=0.1"),
     ("model=yolov8n.pt", "--weights yolov8n.pt"),
     ("detect train", "detect: belongs to no flag"),
-    ("--linear-lr=yes", "--linear-lr: ignored explicit argument 'yes'"),
+    ("--linear-lr=yes", "--linear-lr=yes: a switch takes no value: write --linear-lr"),
     ("'a\nb'", r"train.py: a\nb: belongs to no flag"),
     ("'--a\nb'", r"train.py: --a\nb: unknown flag"),
     ("--rect False", "False: belongs to no flag"),
@@ -231,7 +235,7 @@ VAL = [
 ]
 DETECT = [
     ("", "detect.py needs --weights PATH: checkpoint (.pt)"),
-    ("--weights a.pt", "detect.py needs --source PATH: image, folder, glob or video"),
+    ("--weights a.pt", "detect.py needs --source PATH: image, video, folder, glob, or txt list of them"),
     ("--weights a.pt --source nope.jpg", "--source nope.jpg: no such file, folder or pattern"),
     ("--weights a.pt --source picture.jgp", "--source picture.jgp: no such file", "did you mean 'picture.jpg'?"),
     ("--weights a.pt --source empty_folder", "--source empty_folder: an empty folder"),

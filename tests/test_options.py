@@ -11,7 +11,7 @@ import yaml
 
 from utils.errors import UserError
 from utils.hyp import flag_hint
-from utils.options import GROUPS, DetectOptions, TrainOptions, ValOptions, flags, parse
+from utils.options import GROUPS, DetectOptions, TrainOptions, ValOptions, _spellings, flags, parse
 
 ALL = (TrainOptions, ValOptions, DetectOptions)
 TRAIN_FLAGS = """--weights --cfg --data --hyp --epochs --batch-size --batch --imgsz --img --img-size --linear-lr
@@ -136,7 +136,15 @@ def test_typing_a_default_counts_as_typed() -> None:
         ("model=a.pt", "model=a.pt: flags are written --name value: --weights a.pt"),
         ("--model a.pt", "--model: write --weights"),
         ("fraction=0.5", "fraction does not exist here: every training image is seen"),
-        ("split=val", "split: unknown flag; --help lists them"),
+        ("split=val", "split: unknown flag; --task is a flag of val.py"),
+        ("--mosaic --lr0 0.1", "--mosaic: unknown flag; it is a hyper-parameter: --set mosaic=VALUE"),
+        ("--lr0 -0.1", "--lr0: unknown flag; it is a hyper-parameter: --set lr0=-0.1"),
+        ("--conf 0.3", "--conf: unknown flag; --conf is a flag of val.py and detect.py"),
+        ("--vid_stride 2", "--vid-stride: unknown flag; --vid-stride is a flag of detect.py"),
+        ("--img 0", "--imgsz 0: out of range; allowed: 32 to 8192"),
+        ("--exist-ok=True", "--exist-ok=True: a switch takes no value: write --exist-ok, or leave it out"),
+        ("--name plan", "--name plan: plan is the folder of --plan; take another"),
+        ("--name lr_find/a", "--name lr_find/a: lr_find is the folder of --lr-find; take another"),
         ("exist_ok=True", "--name value: --exist-ok"),
         ("train", "train: belongs to no flag"),
         ("--linear-lr True", "True: belongs to no flag"),
@@ -259,3 +267,19 @@ def test_what_a_switch_makes_void_is_refused(flags: str) -> None:
     switch, other, _ = flags.split()
     with pytest.raises(UserError, match=f"{switch} and {other} contradict each other"):
         parse(TrainOptions, flags.split(), "train.py", "")
+
+
+@pytest.mark.parametrize("flag", ["--plots", "--val", "--time", "--mode"])
+def test_what_is_said_of_other_trainers_flags_names_only_flags_that_are_there(flag: str) -> None:
+    known = {spelling for item in flags(DetectOptions) for spelling in _spellings(item)}
+    said = refusal(f"--weights a.pt --source b {flag}", DetectOptions).partition(f"{flag}: ")[2]
+    assert {word.rstrip(";,.") for word in said.split() if word.startswith("--")} <= {*known, "--help"}
+
+
+def test_detect_has_mixed_precision_as_val_has() -> None:
+    assert "numbers are fp32 unless --amp fp16" in refusal("--weights a.pt --source b --half", DetectOptions)
+    assert parse(DetectOptions, ["--weights", "a", "--source", "b", "--amp", "bf16"], "detect.py", "").amp == "bf16"
+
+
+def test_a_run_may_be_called_as_a_folder_beside_the_runs_where_it_is_one_in_it() -> None:
+    assert train("--plan --name plan").name == "plan" and train("--name plans").name == "plans"

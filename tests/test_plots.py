@@ -470,6 +470,7 @@ def curves_of(nc: int, missing: int | None = None) -> SimpleNamespace:
     if missing is not None:
         for rows in (curves.precision, curves.recall, curves.f1, curves.pr_precision, curves.ap50):
             rows[missing] = np.nan
+    curves.best_confidence = x[np.nan_to_num(curves.f1).sum(axis=0).argmax()]
     return curves
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from utils import signals
-from utils.errors import EXIT_STOPPED, Stopped, run_cli
+from utils.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -151,4 +151,30 @@ def test_a_signal_while_train_py_imports_ends_it_with_its_code(tmp_path: Path, n
         assert process.stdout.readline() == b"importing\n"
         process.send_signal(number)
         assert process.wait(30) == EXIT_STOPPED
-        assert b"Traceback" not in process.stderr.read()
+        said = f"stopped by {signal.Signals(number).name} before anything was begun\n"
+        assert process.stderr.read().decode() == said
+
+
+@pytest.mark.parametrize("program", ["val.py", "detect.py"])
+def test_ctrl_c_while_val_and_detect_import_ends_them_with_a_word(tmp_path: Path, program: str) -> None:
+    for name in ("cv2", "numpy"):  # whichever is first
+        (tmp_path / f"{name}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == EXIT_INTERRUPTED
+        assert process.stderr.read() == b"stopped by SIGINT before anything was begun\n"
+
+
+def test_after_the_imports_ctrl_c_is_a_keyboard_interrupt_again() -> None:
+    signals.end_at_once(9, [signal.SIGINT])
+    signals.as_usual()
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # by nohup: nothing takes that back
+    signals.end_at_once(9, [signal.SIGINT])
+    signals.as_usual()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN

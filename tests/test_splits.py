@@ -51,7 +51,7 @@ def test_all_faults_of_both_splits_are_said_before_anything_is_written(data: Pat
     label(data, "train/04", "0 .5 .5 0 .1\n")
     runs = tmp_path / "runs"
     said = refused(lambda: train.main(["--data", str(data), "--project", str(runs), *FLAGS])).splitlines()
-    assert said[0] == f"{data}: 2 faults stop the run, beside 1 that don't; all are listed in {runs}/check/faults.txt"
+    assert said[0] == f"{data}: 2 faults stop the run, beside 1 that doesn't; all are listed in {runs}/check/faults.txt"
     assert said[1].startswith(f"  label-comma: train: {paths[0]}:line 1: a comma for the decimal point")
     assert said[2].startswith(f"  label-not-finite: val: {paths[1]}:line 1: not finite")
     assert said[3] == "  mend them, or add --skip-bad to go on without what is faulty; docs/data.md explains each kind"
@@ -109,7 +109,7 @@ def test_skip_bad_trains_without_them_and_says_how_many(
     assert (
         f"left out: train: {data}: names: has 2 classes (0 to 1), the labels also use 2 (3 rows): add their na" in out
     )
-    assert "--skip-bad goes on without what 7 faults concern" in out
+    assert "--skip-bad goes on without what 7 faults concern: 7 objects\n" in out
     run = tmp_path / "runs/exp"
     assert f"faults       all 7 are listed in {run}/faults.txt" in out
     assert (run / "faults.txt").read_text().count("label-comma\ttrain\t") == 3
@@ -159,7 +159,7 @@ def test_val_does_alike(data: Path, tiny_run: Path, tmp_path: Path, capsys: pyte
     said = refused(lambda: val.main(flags))
     assert "2 faults stop the run; all are listed in" in said and (runs / "check/faults.txt").exists()
     val.main([*flags, "--skip-bad"])
-    assert "--skip-bad goes on without what 2 faults concern" in capsys.readouterr().out
+    assert "--skip-bad goes on without what 2 faults concern: 2 objects\n" in capsys.readouterr().out
     assert (runs / "exp/faults.txt").exists()
 
 
@@ -252,3 +252,13 @@ def test_bccd_trains_as_it_is_published(bccd: Path, tmp_path: Path) -> None:
         f"{folder}/BloodImage_00343.xml:object 4: box (181, 329, 181, 329) has no area: dropped",
     ]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_skip_bad_costs_is_counted_by_images_and_objects(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    label(data, "train/01", "0 nan .5 .1 .1\n0 .5 .5 .2 .2\n")
+    for i in (2, 3):
+        (data.parent / f"images/train/{i:02d}.png").write_bytes(b"")
+    train.main(["--data", str(data), "--project", str(tmp_path), *FLAGS, "--skip-bad"])
+    assert "--skip-bad goes on without what 3 faults concern: 2 images and 1 object\n" in capsys.readouterr().out

@@ -348,16 +348,17 @@ def test_other_data_are_another_run(tiny_data, tmp_path, monkeypatch, change):
     else:
         names = "[bar, square]" if change == "names" else "[square, bar, ring]"
         yaml_file.write_text(f"train: images/train\nval: images/val\nnames: {names}\n")
-    what = "data/train was" if change == "labels" else "data/names was square, bar, is "
+    what = "data/train was" if change == "labels" else "data/names 0 was square, is bar"
     resume = ["--resume", str(tmp_path / "runs" / "exp"), "--data", str(yaml_file)]
+    if change == "classes":
+        for force in ([], ["--force"]):
+            with pytest.raises(UserError, match="the data have 3 classes, this run's model 2: it can't go on"):
+                train.main([*resume, *force])
+        return
     with pytest.raises(UserError, match=f"would not go on as the same run: {what}.*--force"):
         train.main(resume)
-    if change == "classes":
-        with pytest.raises(UserError, match="the saved state of model does not fit this run"):
-            train.main([*resume, "--force"])
-    else:
-        train.main([*resume, "--force"])
-        assert rows(tmp_path / "runs" / "exp")[-1]["epoch"] == "2"
+    train.main([*resume, "--force"])
+    assert rows(tmp_path / "runs" / "exp")[-1]["epoch"] == "2"
 
 
 LINEAR = ["--linear-lr", "--set", "lr0=0.01", "lrf=0.2", "warmup_epochs=0", "close_mosaic=1"]
@@ -678,13 +679,6 @@ def test_what_is_frozen_and_which_sizes_are_drawn_is_said(tiny_data, tmp_path, c
     assert "\nfrozen" not in (out := capsys.readouterr().out) and "in training" not in out
 
 
-def test_an_lr_for_a_part_that_is_frozen_is_refused(tiny_data, tmp_path):
-    flags = ["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--plan", "--freeze", "backbone"]
-    with pytest.raises(UserError, match="lr_scale: backbone: nothing of it is trained"):
-        train.main([*flags, "--set", "lr_scale=backbone:0.1"])
-    train.main([*flags, "--set", "lr_scale=neck:0.1"])
-
-
 def test_a_start_that_is_stopped_leaves_what_it_found(tiny_data, tmp_path, monkeypatch):
     """A new run has nothing to go on from, and says so; the state of a resumed one is on the disk."""
 
@@ -710,3 +704,13 @@ def test_a_stop_while_the_first_pictures_are_drawn_is_resumed(tiny_data, tmp_pat
     assert f"the state is saved; go on with: python train.py --resume {tmp_path / 'exp2'}" in str(caught.value)
     train.main(["--resume", "--project", str(tmp_path), "--noplots"])
     assert len(rows(tmp_path / "exp2")) == 1
+
+
+def test_a_presets_own_lr_of_a_frozen_part_is_said_to_do_nothing(tiny_data, tiny_run, tmp_path, capsys):
+    best = str(tiny_run / "weights" / "best.pt")
+    flags = ["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--plan", "--weights", best]
+    train.main([*flags, "--hyp", "finetune", "--freeze", "backbone"])
+    assert "lr_scale     backbone 0.3 does nothing: all of it is frozen\n" in capsys.readouterr().out
+    train.main([*flags, "--freeze", "backbone", "--set", "lr_scale=neck:0.1"])
+    train.main([*flags, "--hyp", "finetune"])
+    assert "does nothing" not in capsys.readouterr().out

@@ -109,6 +109,32 @@ def test_writes_labels_and_pictures(tiny_run, tmp_path):
     assert (folder / "PR_curve.png").exists()
 
 
+def test_scores_are_written_as_they_are_printed(tiny_run, tmp_path, capsys):
+    evaluation = evaluate(tiny_run, tmp_path, "--noplots")
+    head, *rows = (tmp_path / "exp" / "scores.csv").read_text().splitlines()
+    assert head == "class,images,objects,P,R,mAP50,mAP50-95"
+    assert [row.split(",")[0] for row in rows] == ["all", "square", "bar"]
+    scores = [float(row.split(",")[-1]) for row in rows]
+    assert scores == [evaluation.scores.map, *evaluation.scores.ap]
+    printed = re.findall(r"^ +(?:all|square|bar) .* ([\d.]+)$", capsys.readouterr().out, re.MULTILINE)
+    assert printed == [f"{score:.4f}" for score in scores]
+    trained = (tiny_run / "scores.csv").read_text().splitlines()
+    assert trained[0] == head and len(trained) == 4
+
+
+def test_a_higher_threshold_is_warned_of_and_the_best_one_lies_above_it(tiny_run, tmp_path, capsys):
+    evaluation = evaluate(tiny_run, tmp_path, "--noplots", "--conf-thres", "0.2")
+    assert evaluation.curves.best_confidence >= 0.2
+    assert "warning: --conf-thres 0.2: what scores below it counts as not found, which lowers mAP" in (
+        capsys.readouterr().out
+    )
+    evaluate(tiny_run, tmp_path, "--noplots", "--conf-thres", "1")
+    said = capsys.readouterr().out
+    assert "no detection is right at IoU 0.5, so there is no best confidence" in said and "best F1" not in said
+    evaluate(tiny_run, tmp_path, "--noplots", "--conf-thres", "0.001")
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_other_classes_are_refused(tiny_run, tiny_data, tmp_path):
     other = tiny_data.with_name("one.yaml")
     other.write_text("train: images/train\nval: images/val\nnames: [square, bar, disc]\n")

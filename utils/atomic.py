@@ -56,6 +56,20 @@ def replace_file(path: Path, write: Callable[[BinaryIO], int], previous: Path | 
                 sync_folder(folder)
 
 
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write a file that no one else reads meanwhile; what could not be written whole is removed.
+
+    Raises:
+        OSError: the system refuses; it names the file, which a full disk's own error does not.
+    """
+    try:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def cannot_write(path: Path, what: str, error: Exception, size: int) -> CannotWrite:
     """Return the one line that says why `what` could not be written to `path`, and that it needs `size` bytes."""
     chain: list[BaseException] = [error]

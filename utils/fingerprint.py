@@ -72,7 +72,7 @@ def check_same_run(saved: object, current: Mapping[str, Mapping[str, Any]], wher
         UserError: with it the run would not be the same.
     """
     found = differences(saved, current)
-    words = {name: f"{name} was {_short(then)}, is {_short(now)}" for name, (then, now) in found.items()}
+    words = {name: f"{name}{_change(then, now)}" for name, (then, now) in found.items()}
     grave = [text for name, text in words.items() if name not in HARMLESS]
     if grave and not force:
         raise UserError(f"{where}: would not go on as the same run: {'; '.join(grave)}; --force goes on all the same")
@@ -138,6 +138,15 @@ def _generation(device: torch.device) -> str:
         return ""
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}, cuDNN {torch.backends.cudnn.version()}"
+
+
+def _change(then: object, now: object) -> str:
+    """What became of a value; of two lists the first members that differ."""
+    if isinstance(then, list) and isinstance(now, list):
+        number = next((i for i, (a, b) in enumerate(zip(then, now, strict=False)) if a != b), min(len(then), len(now)))
+        then, now = (values[number] if number < len(values) else "absent" for values in (then, now))
+        return f" {number} was {_short(then)}, is {_short(now)}"
+    return f" was {_short(then)}, is {_short(now)}"
 
 
 def _short(value: object) -> str:

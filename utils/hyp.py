@@ -17,6 +17,7 @@ PRESETS = Path(__file__).resolve().parents[1] / "hyp"
 FITNESS = ("mAP50-95", "mAP50", "precision", "recall")
 SCHEDULES = ("one_cycle", "linear", "flat_cosine", "step", "constant")
 CUSTOM = "custom"  # the user's own schedule, which only the command line can name
+_OTHERS = dict.fromkeys(("cos", "cosine", "half_cosine"), "one_cycle")  # names that choices have elsewhere
 SHOWN = 80  # characters of a value that a message repeats
 MAX_BYTES = 1 << 20  # of a file
 PARTS = ("backbone", "neck", "head")
@@ -455,7 +456,9 @@ def _value_fault(name: str, value: Any) -> str:
     if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
         return f"{_short(value)} is not {_kind_text(kind)}; allowed: {_allowed(name)}"
     if choices and value not in choices:
-        return f"{_short(value)} is not one of its choices; allowed: {_allowed(name)}{suggest(value, choices)}"
+        offered = [choice for choice in choices if choice != CUSTOM]  # which is no word to be typed
+        near = f"; did you mean '{_OTHERS[value]}'?" if value in _OTHERS else suggest(value, offered)
+        return f"{_short(value)} is not one of its choices; allowed: {', '.join(offered)}{near}"
     if kind in ("float", "int") and not _inside(value, KEYS[name].metadata["within"]):
         return f"{value} is out of range; allowed: {_allowed(name)}"
     return ""

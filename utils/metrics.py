@@ -242,8 +242,10 @@ def _truth_images(truth: GroundTruth) -> np.ndarray:
 # ---- curves and confusion --------------------------------------------------------------------------------------------
 
 
-def pr_curves(truth: GroundTruth, detections: Detections, nc: int) -> Curves:
+def pr_curves(truth: GroundTruth, detections: Detections, nc: int, conf: float = 0.0) -> Curves:
     """Precision, recall and F1 of every class at IoU 0.5 over 1000 confidence thresholds.
+
+    `conf` is the score below which there are no detections: no threshold below it can be the best one.
 
     A detection counts from a threshold equal to its score on. Above a class's highest score its precision is 1; a class
     with truth and not one detection has precision 0. Detections on crowd regions are neither right nor wrong.
@@ -267,7 +269,8 @@ def pr_curves(truth: GroundTruth, detections: Detections, nc: int) -> Curves:
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-16)
     known = truths > 0
     mean_f1 = f1[known].mean(axis=0) if known.any() else np.zeros(1000)
-    best = int(mean_f1.argmax())
+    first = int(np.searchsorted(CONFIDENCES, conf))
+    best = first + int(mean_f1[first:].argmax())
     return Curves(
         confidence=CONFIDENCES,
         precision=precision,

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from utils.errors import UserError, many
+from utils.errors import many
 from utils.hyp import Hyp
 
 GROUPS = ("decay", "no_decay", "bias")
@@ -186,11 +186,10 @@ def scaled_weight_decay(weight_decay: float, effective_batch: int, nominal_batch
     return weight_decay * effective_batch / nominal_batch if nominal_batch else weight_decay
 
 
-def check_parts(model: nn.Module, lr_scale: Mapping[str, float]) -> None:
-    """Raise the `UserError` of a part of the model that is given an lr and has nothing to train."""
-    for part in lr_scale:
-        if not any(parameter.requires_grad for parameter in getattr(model, part).parameters()):
-            raise UserError(f"lr_scale: {part}: nothing of it is trained (--freeze): leave one of the two out")
+def idle_scales(model: nn.Module, lr_scale: Mapping[str, float]) -> list[str]:
+    """Say of which parts of the model an lr of their own does nothing, as nothing of them is trained."""
+    frozen = (part for part in lr_scale if not any(p.requires_grad for p in getattr(model, part).parameters()))
+    return [f"lr_scale     {part} {lr_scale[part]:g} does nothing: all of it is frozen" for part in frozen]
 
 
 def scaled_lr(lr0: float, rule: str, effective_batch: int, nominal_batch: int) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -52,6 +53,7 @@ _GOES_WITH = {
 }
 MAX_WHOLE = 2**31 - 1  # of a whole number without a limit of its own
 DASHES = "–—−"  # what word processors make of hyphens
+SIDE_FOLDERS = ("plan", "lr_find", "profile")  # in the folder of runs, of what is no run
 SHOWN = 80  # characters of a value that a message repeats
 
 # Names of other trainers for what has another one here.
@@ -86,6 +88,8 @@ class _Options:
             fault = _fault(flag, value)
             if fault:
                 raise UserError(f"{_spelling(flag)} {_shown(value)}: {fault}")
+        if "imgsz" in self.explicit and getattr(self, "imgsz", None) == 0:  # which stands for the one that is found
+            raise UserError("--imgsz 0: out of range; allowed: 32 to 8192")
         if hasattr(self, "name"):  # of a run
             _check_name(self.name, self.project)
         for name, partner in _GOES_WITH.items():
@@ -238,6 +242,9 @@ class TrainOptions(_Options):
         if self.batch_size == -1:
             raise UserError("--batch-size -1: there is no automatic batch size; give a number, such as 16")
         super().__post_init__()
+        beside = Path(self.name).parts[0]
+        if beside in SIDE_FOLDERS and "name" in self.explicit and not (self.plan or self.lr_find or self.profile):
+            raise UserError(f"--name {self.name}: {beside} is the folder of --{beside.replace('_', '-')}; take another")
         if self.freeze and self.freeze != "backbone" and not re.fullmatch("[0-9]{1,4}", self.freeze):
             raise UserError(f"--freeze {self.freeze}: allowed: a number of stages, or backbone")
         if self.adam and self.optimizer not in ("", "Adam"):
@@ -323,7 +330,7 @@ class ValOptions(_Options):
     max_det: int = _flag(300, "detections an image at most", "evaluation", low=1, high=100_000)
     nms: bool = _flag(False, "use the one-to-many head with NMS instead of the NMS-free one", "evaluation")
 
-    verbose: bool = _flag(False, "print figures by class", "output")
+    verbose: bool = _flag(False, "print figures by class even of more than 20 classes", "output")
     save_txt: bool = _flag(False, "write detections as YOLO txt files", "output")
     save_conf: bool = _flag(False, "add scores to the txt files", "output")
     save_json: bool = _flag(False, "write detections as COCO JSON", "output")
@@ -343,7 +350,9 @@ class DetectOptions(_Options):
     """Options of detect.py."""
 
     weights: str = _flag("", "checkpoint (.pt)", "data and model", metavar="PATH", required=True)
-    source: str = _flag("", "image, folder, glob or video", "data and model", metavar="PATH", required=True)
+    source: str = _flag(
+        "", "image, video, folder, glob, or txt list of them", "data and model", metavar="PATH", required=True
+    )
     imgsz: int = _flag(
         0,
         "side of the images, in pixels",
@@ -378,6 +387,7 @@ class DetectOptions(_Options):
     exist_ok: bool = _flag(False, "write into the folder even if it exists", "run folder")
 
     device: str = _flag("", "cpu, 0 or mps", "machine", shown="the first CUDA device, else the CPU")
+    amp: str = _flag("auto", "mixed precision; auto = on CUDA", "machine", choices=("auto", "off", "fp16", "bf16"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,6 +446,10 @@ def parse(
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        switch = re.fullmatch(r"argument (--[^:/]+).*: ignored explicit argument '(.*)'", message)
+        if switch:
+            flag, value = switch.groups()
+            message = f"{flag}={value}: a switch takes no value: write {flag}, or leave it out"
         raise UserError(printable(f"{self.prog}: {message}"))
 
 
@@ -536,11 +550,31 @@ def _stray(cls: type[_Options], prog: str, words: list[str], elsewhere: Callable
         return f"{prog}: {word}: flags are written --name value: {form}"
     if key in _RENAMED and flag in known:
         return f"{prog}: {name}: write {flag}"
-    if flag in _REFUSED and flag not in known:
-        return f"{name} does not exist here: {_REFUSED[flag]}"
-    given = value if equals else "".join(words[1:2])
-    hint = elsewhere(key, given) or suggest(name, [*known, "--help"]).removeprefix("; ") or "--help lists them"
+    if refused := _refusal(flag, known):
+        return f"{name} does not exist here: {refused}"
+    given = value if equals else "".join(next_word for next_word in words[1:2] if not next_word.startswith("--"))
+    hint = elsewhere(key, given) or _owner(cls, flag) or _nearest(name, [*known, "--help"]) or "--help lists them"
     return f"{prog}: {name}: unknown flag; {hint}"
+
+
+def _refusal(flag: str, known: Collection[str]) -> str:
+    """Why there is no such flag of other trainers; empty where the answer names a flag that this program lacks too."""
+    why = _REFUSED.get(flag, "")
+    return "" if flag in known or set(re.findall("--[a-z-]+[a-z]", why)) - set(known) else why
+
+
+def _owner(cls: type[_Options], flag: str) -> str:
+    """Say which of the other programs has a flag."""
+    programs = {"train.py": TrainOptions, "val.py": ValOptions, "detect.py": DetectOptions}
+    others = {name: other for name, other in programs.items() if other is not cls}
+    owners = [name for name, other in others.items() if flag in chain(*map(_spellings, flags(other)))]
+    return f"{flag} is a flag of {' and '.join(owners)}" if owners and len(others) < len(programs) else ""
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """Ask for the flag that is spelled nearest; the hyphens before it, which all have, make none of them nearer."""
+    near = suggest(name.lstrip("-"), [other.lstrip("-") for other in known])
+    return near.removeprefix("; ").replace("'", "'--", 1)
 
 
 def _hyphens(word: str) -> str:

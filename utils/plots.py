@@ -11,7 +11,7 @@ import csv
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
+from utils.atomic import write_file
 from utils.errors import many, printable
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class PrecisionRecallCurves(Protocol):
     pr_recall: np.ndarray
     pr_precision: np.ndarray
     ap50: np.ndarray
+    best_confidence: float
 
 
 # ---- charts ----------------------------------------------------------------------------------------------------------
@@ -105,6 +107,8 @@ def _undisturbed(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        with suppress(OSError):
+            Path(path).unlink(missing_ok=True)  # half a picture
         print(f"warning: {printable(str(path))}: could not be written ({error.strerror})", file=sys.stderr)
 
 
@@ -332,7 +336,7 @@ def plot_curves(curves: PrecisionRecallCurves, names: Sequence[str], run_dir: Pa
     known = ~np.isnan(curves.recall[:, 0])
     names = [name for name, has_truth in zip(names, known, strict=True) if has_truth]
     confidence, f1 = curves.confidence, curves.f1[known]
-    best = int(f1.mean(axis=0).argmax()) if len(names) else 0
+    best = int(np.searchsorted(confidence, curves.best_confidence))
     at = f"F1 at {confidence[best]:.2f}"
     x = "confidence threshold"
     _plot_lines(
@@ -690,4 +694,4 @@ def _write_image(image: np.ndarray, path: Path) -> None:
     done, data = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert done
     with _undisturbed(path):
-        Path(path).write_bytes(data.tobytes())
+        write_file(Path(path), data.tobytes())

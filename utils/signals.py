@@ -37,6 +37,30 @@ def catch() -> None:
             signal.signal(number, _note)
 
 
+def end_at_once(code: int, numbers: Iterable[int] = STOPPING) -> None:
+    """From now on a signal ends the process with a word and the code: for while its modules are loaded.
+
+    Nothing is open then that would have to be saved or closed, and an exception would end as some module's traceback.
+    """
+
+    def end(number: int, _frame: object) -> None:
+        if number == getattr(signal, "SIGHUP", None):
+            _leave_terminal()
+        with contextlib.suppress(OSError):
+            os.write(2, f"stopped by {signal.Signals(number).name} before anything was begun\n".encode())
+        os._exit(code)
+
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
+
+
+def as_usual() -> None:
+    """End what `end_at_once` began for SIGINT: it is Python's `KeyboardInterrupt` again."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def requested() -> bool:
     """Has a signal asked this process to stop?"""
     return bool(_Stop.signal)
