@@ -240,8 +240,14 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
             with signals.interruptible():
                 evaluation = evaluate_ema(training, data, settings)
             row |= evaluation.row()
+        try:
+            training.guard.judge_evaluation(epoch, dist.from_main(not evaluated or evaluation.is_finite))
+        except TrainingDiverged as error:
+            recovery.recover(error)
+            continue
+        if evaluated:
             better = training.stopping.update(epoch, fitness(row, hyp.fitness))
-            print(score_line(evaluation, better), flush=True)
+            print(score_line(evaluation, better and training.stopping.best_fitness > 0), flush=True)
         end_epoch(training)
         row |= {f"lr/{name}": value for name, value in training.lr.current().items()}
         stop = dist.from_main(evaluated and training.stopping.should_stop(epoch))

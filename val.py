@@ -82,6 +82,11 @@ class Evaluation:
     losses: tuple[float, float, float]
     detections: Detections
 
+    @property
+    def is_finite(self) -> bool:
+        """Were all predictions numbers?"""
+        return bool(np.isfinite(self.losses).all())
+
     def row(self) -> dict[str, float]:
         """The columns of results.csv."""
         metrics = {

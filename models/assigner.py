@@ -54,7 +54,8 @@ def assign(
 
     The alignment of point and object is t = score^alpha · IoU^beta; an object takes its `topk` best points among
     those inside its box; a point wanted by several objects goes to the one of highest IoU. The weight is t scaled so
-    that an object's best point gets that object's best IoU.
+    that an object's best point gets that object's best IoU. Only the ratios of an object's alignments matter: each is
+    formed from shares of the object's highest score and IoU, as powers of small numbers would soon be 0 themselves.
 
     Args:
         branches: class branches that score the same boxes: (probabilities `[B, A, nc]`, topk) of each.
@@ -78,10 +79,12 @@ def assign(
             own, predicted, outside = windows.index[part], boxes[part], windows.outside[part]
         outside = outside | (truth_classes[part] < 0)[..., None]
         overlap = pairwise_iou(truth_boxes[part], predicted).masked_fill_(outside, 0)
-        closeness = overlap.pow(beta) if beta else (overlap > 0).float()  # 0 to the power of 0 would be 1
+        apart = overlap == 0
+        closeness = _of_highest(overlap).pow_(beta).masked_fill_(apart, 0)  # 0 to the power of 0 would be 1
         classes = truth_classes[part].clamp(min=0)
         for (scores, topk), done in zip(branches, chunks, strict=True):
-            alignment = _own_scores(scores[part], classes, own).pow_(alpha).mul_(closeness)
+            certainty = _of_highest(_own_scores(scores[part], classes, own).masked_fill_(apart, 0))
+            alignment = certainty.pow_(alpha).mul_(closeness)
             done.append(_resolve(alignment, overlap, topk, own, count))
     return [Assignment(*(torch.cat(parts) for parts in zip(*done, strict=True))) for done in chunks]
 
@@ -154,9 +157,14 @@ def _resolve(alignment: Tensor, overlap: Tensor, topk: int, windows: Tensor | No
     owned = _owners(index, iou, count)
     best = best * owned
     best_iou = (iou * (best > 0)).amax(2, keepdim=True)
-    weight = best * (best_iou / (best.amax(2, keepdim=True) + EPS))
+    weight = _of_highest(best) * best_iou
     truth = torch.arange(objects, device=index.device)[:, None].expand_as(index)
     return Assignment(index.flatten(1), truth.flatten(1), weight.flatten(1))
+
+
+def _of_highest(values: Tensor) -> Tensor:
+    """Values of at least 0, `[B, M, N]`, as shares of each row's highest; 0 where that is 0."""
+    return values / values.amax(2, keepdim=True).clamp_(min=torch.finfo(values.dtype).tiny)
 
 
 def _owners(index: Tensor, iou: Tensor, count: int) -> Tensor:

@@ -60,6 +60,8 @@ def detect(
     """
     boxes = decode_boxes(predictions)
     scores = (predictions.logits if nms else predictions.one_to_one).float().sigmoid()
+    # What is no number, as of a net that diverged, is no detection, and hides none.
+    scores = torch.where(boxes.isfinite().all(2, keepdim=True) & ~scores.isnan(), scores, 0.0)
     if one_class:
         scores = scores.amax(2, keepdim=True)
     if nms:

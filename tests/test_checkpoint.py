@@ -500,3 +500,12 @@ def test_a_checkpoint_that_is_not_there_names_what_may_be_meant(tmp_path):
     with pytest.raises(UserError, match="no such file; did you mean 'best.pt'"):
         find_checkpoint(str(run / "weights" / "bets.pt"))
     assert find_checkpoint(str(best)) == best
+
+
+@pytest.mark.parametrize("name", ["step", "get_last_lr", "state_dict"])
+def test_a_state_that_would_hide_a_method_is_refused(name: str) -> None:
+    """torch's schedulers take a saved state into their `__dict__` as it is."""
+    state, saved = run(steps=1), run(steps=1).state_dict()
+    saved["components"]["scheduler"][name] = 0
+    with pytest.raises(UserError, match=f"the saved state of scheduler does not fit this run: it has {name}$"):
+        state.load_state_dict(saved)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -122,6 +124,29 @@ def test_confidence_and_count_bound_what_is_given_out() -> None:
     assert [round(s, 4) for s in detect(raw, conf=0.4).split()[0].scores.tolist()] == [0.9, 0.6]
     assert [round(s, 4) for s in detect(raw, max_det=1).split()[0].scores.tolist()] == [0.9]
     assert detect(raw, conf=0.95).split()[0].scores.shape == (0,)
+
+
+@pytest.mark.parametrize("nms", [False, True])
+@pytest.mark.parametrize("where", ["scores", "boxes"])
+def test_what_is_no_number_is_no_detection_and_hides_none(nms: bool, where: str) -> None:
+    scores = torch.full((1, 126, 2), -20.0)
+    scores[0, [0, 90], 1] = torch.tensor([logit(0.9), logit(0.6)])
+    raw = predictions(scores, scores.clone())
+    for broken in (1, 95):  # beside the two, one in the same map and one in that
+        scores[0, broken] = math.nan if where == "scores" else logit(0.99)
+    raw = raw._replace(logits=scores, one_to_one=scores)
+    if where == "boxes":
+        raw.distances[0, [1, 95], 3] = math.nan
+    (found,) = detect(raw, nms=nms, conf=0.5, max_det=2).split()
+    assert found.scores.tolist() == pytest.approx([0.9, 0.6]) and found.classes.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_nms_keeps_classes_apart_unless_it_is_agnostic(agnostic: bool) -> None:
+    scores = torch.full((1, 126, 2), -20.0)
+    scores[0, 2, 0], scores[0, 3, 1], scores[0, 80, 1] = logit(0.9), logit(0.8), logit(0.7)
+    (found,) = detect(predictions(scores, scores), nms=True, conf=0.5, iou=0.5, agnostic=agnostic).split()
+    assert found.classes.tolist() == ([0, 1] if agnostic else [0, 1, 1])
 
 
 def one_by_one(raw: Predictions, nms: bool, conf: float, iou: float, max_det: int) -> list[list[tuple]]:

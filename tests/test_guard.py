@@ -220,7 +220,9 @@ def test_an_epoch_without_a_finite_loss_is_the_end() -> None:
     run = Run()
     for number in range(3):
         run.step(number, "NaN loss")
-    with pytest.raises(TrainingDiverged, match=r"epoch 8: the training loss is not finite.*: image20.png, image25.png"):
+    with pytest.raises(
+        TrainingDiverged, match=r"epoch 8: the training loss was never finite; .*: image20.png, image25.png"
+    ):
         run.guard.end_epoch(run.means, 7)
 
 
@@ -432,11 +434,15 @@ def test_a_run_that_stays_broken_ends_with_the_files_of_its_last_batch(tiny_data
     # Steps count from 1 for the user: the first broken one is 14, the third in a row 16, batch 3 of the third epoch.
     root = tiny_data.parent / "images" / "train"
     files = [str(root / f"{index:02d}.png") for index in batches[3].indices.tolist()]
-    assert "step 16: " in str(caught.value) and str(caught.value).endswith(f"last batch: {', '.join(files)}")
+    assert "step 16: " in str(caught.value) and str(caught.value).endswith(f"last batch: {shown(files)}")
     assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
     state = load_checkpoint(tmp_path / "exp" / "weights" / "last.pt")
     assert state["state"]["progress"]["epoch"] == 2 and finite(state)
     assert len(table(tmp_path / "exp")) == 2
+
+
+def shown(files: list[str]) -> str:
+    return f"{', '.join(files[:3])}{f' and {len(files) - 3} more' * (len(files) > 3)}"
 
 
 @pytest.fixture
@@ -559,3 +565,52 @@ def test_without_being_asked_nothing_is_rolled_back() -> None:
     Stop().keep(at_start=True)
     with pytest.raises(TrainingDiverged, match="step 7"):
         Stop().recover(error)
+
+
+def test_a_model_that_finds_nothing_anywhere_is_the_end() -> None:
+    """Its losses are numbers, 0, and stay so: no object has a point to learn from."""
+    run = Run()
+    run.step(0)
+    run.means["loss"] = torch.tensor([0.0, 1e-12, 0.0, 2.0])
+    with pytest.raises(TrainingDiverged, match="epoch 8: all losses are 0: the model no longer finds anything"):
+        run.guard.end_epoch(run.means, 7)
+    run.means["loss"] = torch.tensor([0.0, 1e-3, 0.0, 2.0])  # images of nothing, well known as such
+    run.guard.end_epoch(run.means, 7)
+
+
+def test_only_some_of_many_images_are_named() -> None:
+    run = Run()
+    run.step(0, "NaN loss")
+    run.guard._recent[-1] = (0, torch.arange(16))
+    with pytest.raises(TrainingDiverged, match=r"image0.png, image1.png, image2.png and 13 more$"):
+        run.guard.end_epoch(run.means, 0)
+
+
+def test_predictions_that_leave_the_numbers_only_when_evaluated_end_a_run(tiny_data, tmp_path) -> None:
+    """Steps of this size leave weights whose averages overflow where batch norm no longer takes the scale out."""
+    with pytest.raises(TrainingDiverged, match=r"epoch 2: the predictions for the validation images are not finite"):
+        run_with_huge_weights(tiny_data, tmp_path, "stop")
+    assert [row["epoch"] for row in table(tmp_path / "exp")] == ["1"]
+
+
+def test_and_are_rolled_back_where_that_was_asked_for(tiny_data, tmp_path, capsys) -> None:
+    run_with_huge_weights(tiny_data, tmp_path, "rollback")
+    assert [row["epoch"] for row in table(tmp_path / "exp")] == ["1", "2", "3"]
+    assert "rolled back  to the start of the epoch, 1 of at most 3 times" in capsys.readouterr().out
+
+
+def run_with_huge_weights(data: Path, project: Path, on_divergence: str) -> None:
+    evaluate, calls = train.evaluate_ema, []
+
+    def evaluate_huge(training: train.Training, *rest: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            with torch.no_grad():
+                for parameter in training.ema.module.parameters():
+                    parameter.mul_(1e20)
+        return evaluate(training, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "evaluate_ema", evaluate_huge)
+        flags = [*FAST[:-1], "--epochs", "3", "--on-divergence", on_divergence]  # without --noval
+        train.main(["--data", str(data), "--project", str(project), *flags])

@@ -16,7 +16,14 @@ from torchvision.ops import complete_box_iou_loss
 from models import assigner, loss
 from models.assigner import assign
 from models.head import REG_MAX, Predictions, decode_boxes
-from models.loss import DetectionLoss, LossTerms, SoftTargetBCE, background, complete_iou_loss
+from models.loss import (
+    DetectionLoss,
+    LossTerms,
+    SoftTargetBCE,
+    background,
+    complete_iou_loss,
+    distribution_focal_loss,
+)
 
 STRIDES = (8, 16, 32)
 
@@ -259,3 +266,16 @@ def test_loss_and_gradient_never_wait_for_a_gpu() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(terms.parts.cpu(), run_loss(*case(0, 5)).parts, rtol=1e-4, atol=1e-5)
+
+
+def test_distribution_focal_loss_by_hand_up_to_the_last_bin() -> None:
+    """Sides of 3.25, 14.6, 20 and -1 strides of 8 pixels: each between two bins, or at the last or the first."""
+    torch.manual_seed(0)
+    logits, point = torch.randn(4, REG_MAX), torch.tensor([[400.0, 400.0]])
+    sides = (3.25, 14.6, 20.0, -1.0)
+    target = torch.tensor([[400 - 8 * sides[0], 400 - 8 * sides[1], 400 + 8 * sides[2], 400 + 8 * sides[3]]])
+    log_p = logits.double().log_softmax(1).tolist()
+    expected = [log_p[0][3] * 0.75 + log_p[0][4] * 0.25, log_p[1][14] * 0.4 + log_p[1][15] * 0.6]
+    expected += [log_p[2][14] * 0.01 + log_p[2][15] * 0.99, log_p[3][0]]
+    found = distribution_focal_loss(logits.flatten()[None], point, torch.tensor([[8.0]]), target)
+    assert found.item() == pytest.approx(-sum(expected) / 4, rel=1e-5)

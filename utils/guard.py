@@ -19,6 +19,8 @@ from utils.errors import TrainingDiverged
 
 MAX_SKIPPED_IN_A_ROW = 20  # fp16 starts with a scale of 2^16 and may halve it that often before it is at fault
 LOOK_EVERY = 10  # steps between looks at the device's count of skips
+SHOWN_FILES = 3  # of a batch's images, at most
+DEAD = 1e-6  # a mean loss below which nothing is learned from, ever again: sound ones are far above
 MAX_ROLLBACKS = 3
 ROLLBACK_LR = 0.1  # what a rollback multiplies the learning rate by
 
@@ -129,13 +131,28 @@ class StepGuard:
         """Look at how the epoch (counted from 0) went, waiting for the device.
 
         Raises:
-            TrainingDiverged: too many steps in a row were skipped, or no loss of the epoch was finite.
+            TrainingDiverged: too many steps in a row were skipped, no loss of the epoch was finite, or all were 0.
         """
         step = self._recent[-1][0] if self._recent else 0
         self._judge(_Report(step, self.in_a_row))
-        if "loss" in means and not means["loss"][3].item():
+        *losses, images = means["loss"].tolist() if "loss" in means else (1.0, 1.0)
+        if not images:
+            raise TrainingDiverged(f"epoch {epoch + 1}: the training loss was never finite; {self._advice(step)}")
+        if sum(losses) < DEAD * images:
             raise TrainingDiverged(
-                f"epoch {epoch + 1}: the training loss is not finite, in none of its steps; {self._advice(step)}"
+                f"epoch {epoch + 1}: all losses are 0: the model no longer finds anything anywhere, and nothing that "
+                f"it could learn from is left; {self._advice(step)}"
+            )
+
+    def judge_evaluation(self, epoch: int, finite: bool) -> None:
+        """Take in whether the epoch's (counted from 0) predictions of validation images were numbers.
+
+        Raises:
+            TrainingDiverged: they were not; weights may be huge before any of them leaves the numbers.
+        """
+        if not finite:
+            raise TrainingDiverged(
+                f"epoch {epoch + 1}: the predictions for the validation images are not finite; {self._advice(-1)}"
             )
 
     def _tell_optimizer(self, optimizer: Optimizer, *_: Any) -> None:
@@ -163,7 +180,8 @@ class StepGuard:
 
     def _advice(self, step: int) -> str:
         files = [self.name(i) for number, indices in self._recent if number == step for i in indices.tolist()]
-        images = f"; images of the last batch: {', '.join(files)}" if files else ""
+        more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
+        images = f"; images of the last batch: {', '.join(files[:SHOWN_FILES])}{more}" if files else ""
         return f"what was saved before stands; try a smaller lr0{', or --amp off' * self._mixed}{images}"
 
 
