@@ -390,7 +390,7 @@ def build_training(
         *idle_scales(model, hyp.lr_scale),
         f"schedule     {describe_schedule(hyp, options.schedule, lr0 * schedule.factor(origin.course.epochs - 1))}",
         *describe_mosaic(hyp.mosaic, hyp.mixup, options.rect, hyp.close_mosaic, curve),
-        *(f"warning: {doubt}" for doubt in doubts(hyp)),
+        *(f"warning: {doubt}" for doubt in doubts(hyp.optimizer, hyp.lr0)),
         *describe_groups(model, optimizer),
         *describe_curve(curve),
     ):
@@ -623,17 +623,22 @@ def find_lr(training: Training, options: TrainOptions, hyp: Hyp) -> None:
     batches = begin_steps(training)
 
     def step(_: int) -> Tensor:
-        losses = [loss.parts.sum() for loss, _ in step_backward(training, batches)]
+        done = [(loss.parts.sum(), images) for loss, images in step_backward(training, batches)]
         update(training)
         training.state.step += 1
-        return dist.mean(torch.stack(losses).mean())
+        loss = dist.mean(torch.stack([loss for loss, _ in done]).mean())
+        facts = {"loss": loss, "lr": plain_lr(training.optimizer)}
+        progress.update(facts, sum(images for _, images in done) * dist.world_size())
+        return loss
 
     bounds = (options.lr_find_from, options.lr_find_to, options.lr_find_steps)
-    result = range_test(training.optimizer, step, *bounds, lr0=hyp.lr0)
+    say(f"lr find      {many(options.lr_find_steps, 'step')} at most, of {many(training.accumulate, 'batch')} each")
+    with Progress(options.lr_find_steps, "range test", enabled=dist.is_main()) as progress:
+        result = range_test(training.optimizer, step, *bounds, lr0=hyp.lr0)
     suggestion, folder = suggest(result), side_folder(options, "lr_find")
     for line in describe(result, suggestion):
         say(line)
-    for doubt in doubts(replace(hyp, lr0=suggestion.lr or hyp.lr0)):
+    for doubt in doubts(hyp.optimizer, suggestion.lr) if suggestion.lr else ():
         say(f"warning: {doubt}")
     if dist.is_main():
         write_csv(result, folder / "lr_find.csv")

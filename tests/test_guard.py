@@ -556,8 +556,15 @@ def test_a_file_that_is_lowered_already_is_not_lowered_twice(tmp_path: Path) -> 
     rollback.keep(at_start=False)
     rollback.recover(TrainingDiverged("x"))
     assert scheduler.get_last_lr() == pytest.approx([0.005] * 3) and run.guard.rollbacks == 1
+    lowered = scheduler.get_last_lr()
     rollback.recover(TrainingDiverged("x"))
-    assert scheduler.get_last_lr() == pytest.approx([0.0005] * 3) and run.guard.rollbacks == 2
+    twice = scheduler.get_last_lr()
+    assert twice == pytest.approx([0.0005] * 3) and run.guard.rollbacks == 2
+    run.guard.load_state_dict(middle[0])  # of before the first: the file is two ahead
+    scheduler.load_state_dict(middle[1])
+    for same in (lowered, twice):
+        rollback.recover(TrainingDiverged("x"))
+        assert scheduler.get_last_lr() == same, "to the last bit"
 
 
 def test_without_being_asked_nothing_is_rolled_back() -> None:

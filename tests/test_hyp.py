@@ -157,12 +157,25 @@ def test_a_recipe_of_another_trainer_is_named_once(tmp_path: Path) -> None:
     ],
 )
 def test_an_lr0_for_another_optimizer_is_doubted(tmp_path: Path, text: str, high: bool) -> None:
-    found = doubts(read(tmp_path, text))
+    hyp = read(tmp_path, text)
+    found = doubts(hyp.optimizer, hyp.lr0)
     assert len(found) == high and all(word in line for line in found for word in ("lr0 0.01", "0.002", "SGD"))
 
 
 def test_no_preset_is_doubted() -> None:
-    assert [path.stem for path in PRESETS.glob("*.yaml") if doubts(load_hyp(path.stem))] == []
+    presets = {path.stem: load_hyp(path.stem) for path in PRESETS.glob("*.yaml")}
+    assert [name for name, hyp in presets.items() if doubts(hyp.optimizer, hyp.lr0)] == []
+
+
+def test_an_lr0_that_no_yaml_takes_is_doubted() -> None:
+    assert doubts("SGD", 18.0) == ["lr0 18 is more than lr0 may be; allowed: a number in (0, 10]"]
+    assert doubts("SGD", 10.0) == []
+
+
+def test_a_step_schedule_reaches_no_lrf_of_0(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="schedule: step reaches lrf by falls of one ratio each, and lrf 0 by none"):
+        read(tmp_path, "schedule: step\nlrf: 0")
+    assert read(tmp_path, "schedule: linear\nlrf: 0").lrf == 0
 
 
 @pytest.mark.parametrize("key", FOREIGN.split())

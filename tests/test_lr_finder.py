@@ -330,7 +330,7 @@ def test_noise_without_a_fall_is_not_read(iterations: int) -> None:
         losses = 3 + 0.3 * np.random.default_rng(seed).standard_normal(iterations)
         suggestion = suggest(scripted(losses))
         assert (suggestion.marks, suggestion.recommended, suggestion.line, suggestion.lr) == ({}, "", "", None)
-        assert "end higher than 1," in suggestion.reason
+        assert "take more iterations (--lr-find-steps), or end higher than 1" in suggestion.reason
 
 
 def test_a_range_too_low_to_learn_in() -> None:

@@ -24,6 +24,7 @@ import val
 from data.shapes import NAMES, ensure_shapes
 from utils.checkpoint import load_checkpoint
 from utils.errors import Stopped, TrainingDiverged, UserError
+from utils.lr_finder import Suggestion
 
 FAST = ["--imgsz", "64", "--batch", "4", "--device", "cpu", "--workers", "0", "--noplots"]
 
@@ -714,3 +715,15 @@ def test_a_presets_own_lr_of_a_frozen_part_is_said_to_do_nothing(tiny_data, tiny
     train.main([*flags, "--freeze", "backbone", "--set", "lr_scale=neck:0.1"])
     train.main([*flags, "--hyp", "finetune"])
     assert "does nothing" not in capsys.readouterr().out
+
+
+def test_a_range_test_beyond_what_lr0_may_be_keeps_its_results(tiny_data, tmp_path, monkeypatch, capsys):
+    """As of SGD without momentum and with tight clipping."""
+    steep = Suggestion({"steepest": 18.0}, "steepest", "a reason", "lr0: 18.0")
+    monkeypatch.setattr(train, "suggest", lambda result: steep)
+    flags = ["--lr-find", "--lr-find-to", "100", "--lr-find-steps", "20", "--optimizer", "SGD"]
+    train.main(["--data", str(tiny_data), "--project", str(tmp_path), *FAST, *flags])
+    out = capsys.readouterr().out
+    assert "warning: lr0 18 is more than lr0 may be; allowed: a number in (0, 10]\n" in out
+    assert "lr find      20 steps at most, of 1 batch each\n" in out and "\nrange test" in out
+    assert {path.name for path in (tmp_path / "lr_find").iterdir()} == {"lr_find.csv", "lr_find.png"}

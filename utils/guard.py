@@ -241,7 +241,7 @@ class Rollback:
 
     Args:
         guard: counts the rollbacks, as part of the state.
-        lower: multiplies all coming learning rates by a number, by `ROLLBACK_LR` at each.
+        lower: takes a share of all planned learning rates from here on, once more `ROLLBACK_LR` at each.
         path: the file.  save: writes the state there.  load: takes it from there.
         say: tells the user.
     """
@@ -268,8 +268,8 @@ class Rollback:
         if count > MAX_ROLLBACKS:
             raise error
         self.load(self.path)
-        # A run that was interrupted between its start and its fault finds a file that is lowered already.
-        self.lower(ROLLBACK_LR ** (count - self.guard.rollbacks))
+        # Of what was planned: a run that was interrupted before its fault finds a file that is lowered already.
+        self.lower(ROLLBACK_LR**count)
         self.guard.rollbacks = count
         self.save(self.path)
         self.say(

@@ -202,12 +202,15 @@ def load_hyp(path_or_name: str, overrides: list[str] | None = None, flags: Mappi
         raise UserError(f"{shown}{' with the command line' if changes or said else ''}: {error}") from None
 
 
-def doubts(hyp: Hyp) -> list[str]:
-    """Say which values are allowed and yet look as if they were meant for another optimizer."""
-    if hyp.optimizer == "SGD" or hyp.lr0 <= HIGH_LR0:
+def doubts(optimizer: str, lr0: float) -> list[str]:
+    """Say that an lr0 is none that `lr0` may be, or is allowed and yet looks as if it was meant for another
+    optimizer."""
+    if not _inside(lr0, KEYS["lr0"].metadata["within"]):
+        return [f"lr0 {lr0:g} is more than lr0 may be; allowed: {_allowed('lr0')}"]
+    if optimizer == "SGD" or lr0 <= HIGH_LR0:
         return []
     usual = f"{default_of('lr0'):g} is usual; recipes of YOLOv5 and YOLOv7 are for optimizer: SGD"
-    return [f"lr0 {hyp.lr0:g} is high for {hyp.optimizer}: {usual}"]
+    return [f"lr0 {lr0:g} is high for {optimizer}: {usual}"]
 
 
 def _read_flags(flags: Mapping[str, str]) -> tuple[dict[str, tuple[str, Any]], list[str]]:
@@ -466,6 +469,8 @@ def _value_fault(name: str, value: Any) -> str:
 
 def _contradictions(hyp: Hyp) -> list[str]:
     """Return pairs of values that are allowed by themselves and not together."""
+    if hyp.schedule == "step" and hyp.lrf == 0:
+        return ["schedule: step reaches lrf by falls of one ratio each, and lrf 0 by none; give lrf a number above 0"]
     if hyp.nominal_batch > 0:
         return []
     dividing = ["scale_weight_decay: true"] if hyp.scale_weight_decay else []

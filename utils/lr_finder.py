@@ -252,7 +252,7 @@ def _trouble(result: RangeTest, lr: np.ndarray, smoothed: np.ndarray) -> str:
     what += f", noise {noise:.2g})"
     if result.diverged:
         return f"{what} and then diverged: start lower, at {lr[0] / 1000:.2g}, or take more iterations"
-    return f"{what}: end higher than {lr[-1]:.2g}, or take more iterations"
+    return f"{what}: take more iterations (--lr-find-steps), or end higher than {lr[-1]:.2g}"
 
 
 def _decimal(value: float) -> str:

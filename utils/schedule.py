@@ -169,11 +169,13 @@ def build_factor(settings: ScheduleSettings, epochs: int, custom: CustomFactor |
 class Warmup:
     """The first `steps` iterations: values move in a straight line from a start to what the schedule asks for.
 
-    The lr of bias groups starts at `warmup_bias_lr`, that of the others at 0, momentum at `momentum`.
+    The lr of bias groups starts at `warmup_bias_lr`, that of the others at 0, momentum at `momentum`. `wanted`: how
+    many iterations `warmup_epochs` are, where the run is long enough for them.
     """
 
     steps: int
     momentum: float
+    wanted: int = 0
 
     def lr(self, start: float, target: float, step: int) -> float:
         return self._move(start, target, step)
@@ -189,8 +191,8 @@ class Warmup:
 def build_warmup(settings: ScheduleSettings, epochs: int, steps_per_epoch: int) -> Warmup:
     """Warm up for `warmup_epochs`, but for no more than `warmup_max_fraction` of the run, however short."""
     wanted = round(settings.warmup_epochs * steps_per_epoch)
-    most = int(settings.warmup_max_fraction * epochs * steps_per_epoch)
-    return Warmup(min(wanted, most), settings.warmup_momentum)
+    most = math.floor(settings.warmup_max_fraction * epochs * steps_per_epoch + 1e-9)  # 0.7 · 1990 is 1392.9…
+    return Warmup(min(wanted, most), settings.warmup_momentum, wanted)
 
 
 EXTENSIONS = ("replan", "tail")
@@ -308,12 +310,14 @@ def group_rates(optimizer: Optimizer, warmup_bias_lr: float) -> dict[str, GroupR
 class LRCurve:
     """What every iteration of a run uses: arrays of `epochs · steps_per_epoch` float64 values.
 
-    extended: epochs from which on a formula over another length holds.
+    warmup_wanted: iterations of warm-up that were asked for.  extended: epochs from which on a formula over another
+    length holds.
     """
 
     epochs: int
     steps_per_epoch: int
     warmup_steps: int
+    warmup_wanted: int
     close_mosaic_epoch: int | None
     lr: dict[str, np.ndarray]
     momentum: np.ndarray
@@ -344,6 +348,7 @@ def lr_curve(schedule: Schedule, rates: dict[str, GroupRate], close_mosaic: int)
         epochs=course.epochs,
         steps_per_epoch=steps_per_epoch,
         warmup_steps=schedule.stages[0].warmup.steps,
+        warmup_wanted=schedule.stages[0].warmup.wanted,
         close_mosaic_epoch=closing,
         lr=lr,
         momentum=momentum,
@@ -393,9 +398,10 @@ class LearningRate:
         factor = self.schedule.factor(self.scheduler.last_epoch)
         self.scheduler._last_lr = [base * factor for base in self.scheduler.base_lrs]
 
-    def lower(self, factor: float) -> None:
-        """Multiply by `factor` all that the schedule gives from here on. It is part of the scheduler's state."""
-        self.scheduler.base_lrs = [base * factor for base in self.scheduler.base_lrs]
+    def lower(self, share: float) -> None:
+        """From here on take this share of all that was planned. It is part of the scheduler's state."""
+        groups = self.optimizer.param_groups
+        self.scheduler.base_lrs = [self.rates[group["name"]].base * share for group in groups]
         self.refresh()  # as a run does that goes on from this: the same numbers to the last bit
 
     def current(self) -> dict[str, float]:
@@ -426,7 +432,8 @@ def describe_curve(curve: LRCurve) -> list[str]:
     """Say the curve in words: its length, warm-up, and the lr of each group where it matters."""
     total = curve.epochs * curve.steps_per_epoch
     epochs, steps = many(curve.epochs, "epoch"), many(curve.steps_per_epoch, "optimizer step")
-    warm = f"{curve.warmup_steps} ({curve.warmup_steps / total:.1%})"
+    cut = f"; warmup_max_fraction: {curve.warmup_wanted} were asked for"
+    warm = f"{curve.warmup_steps} ({curve.warmup_steps / total:.1%}{cut * (curve.warmup_wanted > curve.warmup_steps)})"
     lines = [f"iterations   {total} = {epochs} x {steps}; warm-up {warm}"]
     marks = {total * 3 // 4: "3/4", total // 2: "1/2", total // 4: "1/4", curve.warmup_steps: "warm", 0: "first"}
     marks = {step: marks[step] for step in sorted(marks) if step < total - 1} | {total - 1: "last"}
