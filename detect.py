@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-
 from utils import signals
 from utils.errors import EXIT_INTERRUPTED
 
 if __name__ == "__main__":
-    signals.end_at_once(EXIT_INTERRUPTED, [signal.SIGINT])  # while the slow imports run
+    signals.end_at_once(EXIT_INTERRUPTED, signals.INTERRUPT)  # while the slow imports run
 
 # isort: split
 import glob
@@ -33,7 +31,7 @@ from data.augment import letterbox
 from data.cache import decode, read_image, resize_long_side
 from data.images import OTHER_IMAGE_SUFFIXES
 from models.decode import detect
-from models.yolo import MAX_STRIDE, YOLO, check_imgsz
+from models.yolo import MAX_STRIDE, check_imgsz
 from utils import dist
 from utils.atomic import write_file
 from utils.device import Precision, select_device
@@ -186,31 +184,55 @@ def _video_frames(file: Path, stem: str, stride: int) -> Iterator[Frame]:
         )
 
 
-@torch.inference_mode()
-def detect_frame(
-    model: YOLO, precision: Precision, image: np.ndarray, imgsz: int, options: DetectOptions
-) -> Detections:
-    """Return the detections of one RGB image in its own pixels, best first."""
-    height, width = image.shape[:2]
-    small = resize_long_side(image, imgsz)
-    shape = (-(-side // MAX_STRIDE) * MAX_STRIDE for side in small.shape[:2])
-    canvas = np.empty((*shape, 3), np.uint8)
-    left, top = letterbox(small, canvas)
-    batch = torch.from_numpy(canvas).permute(2, 0, 1)[None].to(precision.device)
-    with precision.autocast():
-        predictions = model(batch)
-    found = detect(
-        predictions,
-        nms=options.nms,
-        conf=options.conf_thres,
-        iou=options.iou_thres,
-        max_det=options.max_det,
-        agnostic=options.agnostic_nms,
-        classes=options.classes,
-    ).split()[0]
-    way = (small.shape[1] / width, small.shape[0] / height, left, top)
-    boxes = to_original_boxes(found.boxes, way, (width, height))
-    return Detections(np.zeros(len(boxes), np.int64), *(_array(x) for x in (boxes, found.scores, found.classes)))
+class Detector:
+    """A checkpoint's model, ready to find objects in one image after another.
+
+    names: of the classes.  imgsz: the longest side that images are resized to, in pixels.
+    """
+
+    def __init__(self, weights: str, device: str = "", amp: str = "auto", imgsz: int = 0, nms: bool = False) -> None:
+        """Arguments as the flags of the same names; `imgsz` 0 is that of the training.
+
+        Raises:
+            UserError: no sound checkpoint, no such device, or what it can't do.
+        """
+        check_imgsz(imgsz)
+        self.precision, self.nms = Precision(select_device(device), amp), nms
+        self.model, content = load_model(weights, self.precision.device)
+        check_branch(content, weights, nms)
+        self.names = tuple(content["names"])
+        self.imgsz = imgsz or -(-content["imgsz"] // MAX_STRIDE) * MAX_STRIDE
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        image: np.ndarray,
+        *,
+        conf: float = 0.25,
+        iou: float = 0.45,
+        max_det: int = 300,
+        classes: Sequence[int] = (),
+        agnostic: bool = False,
+    ) -> Detections:
+        """Return the detections of one image, uint8 `[H, W, 3]`, RGB: boxes in its own pixels, best first.
+
+        iou, agnostic: of NMS.  classes: only these, by number; none are all.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(f"an image is uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+        height, width = image.shape[:2]
+        small = resize_long_side(image, self.imgsz)
+        shape = (-(-side // MAX_STRIDE) * MAX_STRIDE for side in small.shape[:2])
+        canvas = np.empty((*shape, 3), np.uint8)
+        left, top = letterbox(small, canvas)
+        batch = torch.from_numpy(canvas).permute(2, 0, 1)[None].to(self.precision.device)
+        with self.precision.autocast():
+            predictions = self.model(batch)
+        settings = {"conf": conf, "iou": iou, "max_det": max_det, "agnostic": agnostic, "classes": classes}
+        found = detect(predictions, nms=self.nms, **settings).split()[0]
+        way = (small.shape[1] / width, small.shape[0] / height, left, top)
+        boxes = to_original_boxes(found.boxes, way, (width, height))
+        return Detections(np.zeros(len(boxes), np.int64), *(_array(x) for x in (boxes, found.scores, found.classes)))
 
 
 def _array(x: Tensor) -> np.ndarray:
@@ -312,14 +334,11 @@ def main(argv: list[str] | None = None) -> None:
     dist.refuse("detect.py")
     check_imgsz(options.imgsz)
     files = find_files(options.source)
-    precision = Precision(select_device(options.device), options.amp)
-    model, content = load_model(options.weights, precision.device)
-    check_branch(content, options.weights, options.nms)
-    names = tuple(content["names"])
+    detector = Detector(options.weights, options.device, options.amp, options.imgsz, options.nms)
+    names = detector.names
     if options.classes and max(options.classes) >= len(names):
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
         raise UserError(f"--classes {max(options.classes)}: the model has {many(len(names), 'class')}: {listed}")
-    imgsz = options.imgsz or -(-content["imgsz"] // MAX_STRIDE) * MAX_STRIDE
     stems, called = [file.stem for file in files], name_files(files)
     for line in met_again(stems, "file"):
         print(line)
@@ -332,19 +351,28 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--source {options.source}: none of {many(len(files), 'file')} could be read")
     run = new_run(options.project, options.name, options.exist_ok)
     run.write_options(options.to_dict())
+    total: Counter[str] = Counter()
     with ExitStack() as stack:
         writer = Writer(run, options, names, stack)
         for frame in chain([first], frames):
             start = time.perf_counter()
-            found = detect_frame(model, precision, frame.image, imgsz, options)
+            found = detector(
+                frame.image,
+                conf=options.conf_thres,
+                iou=options.iou_thres,
+                max_det=options.max_det,
+                classes=options.classes,
+                agnostic=options.agnostic_nms,
+            )
             milliseconds = (time.perf_counter() - start) * 1000
             writer.write(frame, found)
+            total.update(pictures=1, objects=len(found))
             counts = Counter(names[label] for label in found.classes)
             said = ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "nothing"
             where = f"{frame.file} frame {frame.number}" if frame.number else f"{frame.file}"
             print(printable(f"{where}: {said} ({milliseconds:.0f} ms)"))
         writer.close()
-    print(f"results in {run.path}")
+    print(f"{many(total['pictures'], 'picture')}, {many(total['objects'], 'object')}; results in {run.path}")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ if __name__ == "__main__":
 # isort: split
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -39,7 +40,7 @@ from utils import dist
 from utils.checkpoint import TrainState, load_state, remove_state, save_model, save_state
 from utils.device import Precision, compile_regions, keep_freed_memory, prefetch, select_device, set_deterministic
 from utils.ema import ModelEMA
-from utils.errors import Stopped, TrainingDiverged, UserError, many, run_cli
+from utils.errors import Stopped, TrainingDiverged, UserError, many, printable, run_cli
 from utils.fingerprint import check_same_run, fingerprint
 from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only, lowered
 from utils.hyp import Hyp, doubts, flag_hint, hyp_table
@@ -355,12 +356,20 @@ def build_data(options: TrainOptions, origin: Origin, device: torch.device) -> D
     chosen += f", in training {low * MAX_STRIDE} to {high * MAX_STRIDE}" if origin.hyp.multi_scale else ""
     classes = many(config.nc, "class")
     say(f"data         {config.file}: {classes}, {len(train)} training and {len(val)} validation images")
-    for line in train_set.doubts():
+    for line in [*train_set.doubts(), *absent(config.names, train)]:
         say(line)
     say(f"image size   {imgsz}{chosen}; image cache {cache or 'off'}; {many(workers, 'loader worker')}")
     if workers * dist.local_world_size() > cores():
         say(f"warning: {many(workers, 'worker')} a process: more than the {many(cores(), 'core')} of this machine")
     return Data(config, splits, imgsz, train, val, loader, val_loader)
+
+
+def absent(names: Sequence[str], index: Index) -> list[str]:
+    """Say which classes have no object to learn from."""
+    counts = np.bincount(index.classes[~index.crowd], minlength=len(names))
+    gone = [printable(names[i]) for i in np.flatnonzero(counts == 0)]
+    more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
+    return [f"warning: no training object is of class {', '.join(gone[:5])}{more}"] if gone else []
 
 
 def build_training(
@@ -385,7 +394,7 @@ def build_training(
     say(f"model        {model.config.name}, {count_parameters(model):,} parameters; {source}")
     for line in (
         *describe_frozen(frozen, source.trained),
-        f"device       {precision.device}, {precision.description}",
+        f"device       {precision.device}, {precision.description}{describe_processes(options.batch_size)}",
         *describe_update(hyp, options.batch_size, plan),
         *idle_scales(model, hyp.lr_scale),
         f"schedule     {describe_schedule(hyp, options.schedule, lr0 * schedule.factor(origin.course.epochs - 1))}",
@@ -424,6 +433,11 @@ def build_training(
         stopping=stopping,
     )
     return training, curve
+
+
+def describe_processes(batch_size: int) -> str:
+    count = dist.world_size()
+    return f"; {count} processes, {many(batch_size // count, 'image')} of a batch each" if count > 1 else ""
 
 
 def make_model(
@@ -506,8 +520,9 @@ def open_output(
     if origin.folder is None:
         run.forget_weights(keep=options.weights)
     if origin.folder is None or options.extend:
-        run.write_yaml(OPTIONS, options.to_dict())
         run.write_text("hyp.yaml", origin.hyp.to_yaml())
+    if origin.folder is None or options.extend or options.data != origin.content["options"]["data"]:
+        run.write_yaml(OPTIONS, options.to_dict())
     for line in data.splits.write_list(run):
         say(line)
     run.write_yaml("fingerprint.yaml", description["fingerprint"], "What the weights depend on beside the options.")
@@ -727,7 +742,8 @@ def build_and_run(options: TrainOptions, origin: Origin, lock: RunLock | None) -
     """Build all that a run is made of, and train, or do what takes the place of training."""
     if origin.folder is None:
         check_place(options.project, options.name, options.exist_ok)
-    start = check_request(options.cfg, options.weights if origin.content is None else "", options.imgsz)
+    new = origin.content is None
+    start = check_request(options.cfg, options.weights * new, options.imgsz, options.freeze * new)
     set_deterministic(options.deterministic)
     device = select_device(options.device, dist.local_rank(), dist.local_world_size())
     if device.type == "cpu":

@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import signal
-
 from utils import signals
 from utils.errors import EXIT_INTERRUPTED
 
 if __name__ == "__main__":
-    signals.end_at_once(EXIT_INTERRUPTED, [signal.SIGINT])  # while the slow imports run
+    signals.end_at_once(EXIT_INTERRUPTED, signals.INTERRUPT)  # while the slow imports run
 
 # isort: split
 import contextlib

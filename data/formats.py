@@ -134,11 +134,12 @@ def _scan_split(config: DataConfig, split: str) -> tuple[Entries, list[Fault]]:
     if fatal:
         raise DataError(*fatal, *faults)
     for source in config.split(split).sources:
-        if source.annotations is None and source.images.is_dir():
-            faults += labels_alone(source.images, entries)
         listed = bool(source.lists) or (source.annotations is not None and not source.annotations.is_dir())
-        if source.images.is_dir() and not listed:
-            faults += _other_images(source.images)
+        others = _other_images(source.images) if source.images.is_dir() and not listed else []
+        if source.annotations is None and source.images.is_dir():
+            unread = {label for fault in others for label in label_paths(fault.file)}  # whose image is there
+            faults += [fault for fault in labels_alone(source.images, entries) if fault.file not in unread]
+        faults += others
     for name, count in entries.repeated:
         path = os.path.join(config.root, name)
         faults.append(Fault.of("list-image-twice", path, "", f"listed {count} times, and counts as often"))

@@ -349,6 +349,9 @@ def _pillow_header(file: str | os.PathLike[str] | io.BytesIO, head: bytes, size:
         with Image.open(file, formats=PILLOW_FORMATS) as image:
             if image.format == "TIFF":  # Pillow's versions differ in whether `size` is turned already
                 width, height, orientation = (image.tag_v2.get(tag, 1) for tag in (256, 257, 274))
+                if (bits := max(image.tag_v2.get(258, (1,)))) > 16:
+                    text = f"a TIFF of {bits} bits a sample: at most 16 are read; save it with 8 or 16"
+                    raise Unreadable(text, "image-kind-not-read")
             else:
                 (width, height), orientation = image.size, _pillow_orientation(image.info.get("exif"))
             header = Header("JPEG" if image.format == "MPO" else str(image.format), width, height, orientation)

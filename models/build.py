@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from models.backbone import check_imagenet
-from models.transfer import transfer_weights
+from models.transfer import freeze, transfer_weights
 from models.yolo import YOLO, ModelConfig, check_imgsz, parse_cfg
 from utils.checkpoint import find_checkpoint, load_checkpoint, model_weights
 from utils.errors import UserError, many
@@ -25,17 +28,23 @@ class Start(NamedTuple):
         return self.text
 
 
-def check_request(cfg: str, weights: str, imgsz: int) -> dict[str, Any] | None:
+def check_request(cfg: str, weights: str, imgsz: int, frozen: str = "") -> dict[str, Any] | None:
     """Raise the `UserError` that can be known without the data: before minutes are spent on reading them.
 
     Returns:
         the checkpoint, where `weights` is one: it is read whole to be checked.
     """
-    parse_cfg(cfg)
+    config, content = ModelConfig(parse_cfg(cfg), 1), None
     check_imgsz(imgsz)
-    if not weights or weights.startswith(TORCHVISION):
-        return None
-    return load_checkpoint(find_checkpoint(weights))
+    if weights.startswith(TORCHVISION):
+        config = replace(config, backbone=weights.removeprefix(TORCHVISION).partition(":")[0])
+    elif weights:
+        content = load_checkpoint(find_checkpoint(weights))
+        config = replace(config, backbone=ModelConfig.from_dict(content["model"], weights).backbone)
+    if frozen:
+        with torch.device("meta"):
+            freeze(YOLO(config), frozen)
+    return content
 
 
 def rebuild_model(description: dict[str, Any], names: tuple[str, ...]) -> tuple[YOLO, Start]:

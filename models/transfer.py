@@ -8,19 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from models.yolo import YOLO
-from utils.errors import UserError, many
+from utils.errors import UserError, many, printable
 
 
 @dataclass(frozen=True)
 class Transfer:
     """Which entries of a model's state were taken from a checkpoint, and which were not because names or shapes differ.
 
-    taken, left: {name: how many numbers}.  classes: how many class outputs were carried over by name.
+    taken, left: {name: how many numbers}.  kept, new: classes of the model whose outputs the checkpoint has, and whose
+    it hasn't; both empty where the classes are the same.
     """
 
     taken: dict[str, int]
     left: dict[str, int]
-    classes: int = 0
+    kept: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
 
     def share(self, part: str = "") -> float:
         """Which share of the numbers, of those whose names begin with `part`, was taken."""
@@ -29,9 +31,10 @@ class Transfer:
 
     def __str__(self) -> str:
         share, count = self.share(), len(self.taken) + len(self.left)
-        text = f"{len(self.taken)} of {count} tensors transferred, {share:.1%} of the numbers"
-        if self.classes:
-            text += f", class outputs of {self.classes} names among them"
+        rounded = f"{share:.1%}" if share < 0.9995 else "over 99.9%" if self.left or self.new else "100%"
+        text = f"{len(self.taken)} of {count} tensors transferred, {rounded} of the numbers"
+        for what, names in (("classes kept", self.kept), ("new classes", self.new)):
+            text += f"; {what}: {printable(_first(names))}" if names else ""
         if self.left:
             text += f"; new: {', '.join(list(self.left)[:3])}{', …' if len(self.left) > 3 else ''}"
         return text + "; is --cfg that of the checkpoint?" * (share < 0.5)
@@ -67,7 +70,14 @@ def transfer_weights(
                 taken[name] = value.numel()
     if not taken:
         raise UserError("--weights: no tensor of the checkpoint fits this model; is --cfg the one it was trained with?")
-    return Transfer(taken, left, len(pairs) if old_names != new_names else 0)
+    if old_names == new_names:
+        return Transfer(taken, left)
+    kept = tuple(name for name in new_names if name in old_names)
+    return Transfer(taken, left, kept, tuple(name for name in new_names if name not in old_names))
+
+
+def _first(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _is_class_output(name: str) -> bool:
@@ -90,7 +100,9 @@ def freeze(model: YOLO, what: str) -> list[nn.Module]:
     stages = model.backbone.freezable()
     count = len(stages) if what == "backbone" else int(what)
     if count > len(stages):
-        raise UserError(f"--freeze {what}: the backbone has {len(stages)} stages")
+        raise UserError(
+            f"--freeze {what}: the backbone has {len(stages)} stages; allowed: 0 to {len(stages)}, or backbone"
+        )
     for stage in stages[:count]:
         stage.requires_grad_(False)
     return stages[:count]

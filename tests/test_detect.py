@@ -252,3 +252,37 @@ def test_images_of_one_name_have_files_of_their_own(tiny_run, images, tmp_path, 
     written = sorted(path.name for path in out.rglob("*.*"))
     assert written == ["a.png", "a.txt", "a_2.png", "a_2.txt", "opt.yaml"]
     assert "1 file called as another" in capsys.readouterr().out
+
+
+def test_the_examples_of_the_docs_run(tiny_run, tiny_data, images, tmp_path, monkeypatch, capsys):
+    """Each block of docs/python.md, with the tiny run and data for its names."""
+    text = (Path(detect.__file__).parent / "docs" / "python.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "train").mkdir(parents=True)
+    (tmp_path / "runs" / "train" / "exp").symlink_to(tiny_run)
+    shutil.copy(images / "00.png", "picture.jpg")
+    shutil.copytree(tiny_data.parent, tmp_path / "set")
+    shutil.copy(tiny_data, "my.yaml")
+    (tmp_path / "my.yaml").write_text(f"path: {tmp_path}/set\n" + tiny_data.read_text())
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 3 and (tmp_path / "runs" / "train" / "mine" / "scores.csv").is_file()
+    assert len(names["found"]) and names["evaluation"].scores.map > 0
+    box = names["box"]
+    assert 0 <= box[0] < box[2] <= 64 and re.search(r"^(square|bar) 0\.\d\d \[", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)])
+def test_what_is_no_image_is_refused_by_a_detector(tiny_run, image):
+    with pytest.raises(ValueError, match=r"an image is uint8 \[H, W, 3\], not "):
+        detect.Detector(str(tiny_run / "weights" / "best.pt"), device="cpu")(image)
+
+
+def test_says_how_much_it_found(tiny_run, images, tmp_path, capsys):
+    run(tiny_run, images, tmp_path, "--save-json", "--nosave")
+    records = json.loads((tmp_path / "exp" / "detections.json").read_text())
+    pictures = len(list(images.iterdir()))
+    end = capsys.readouterr().out.splitlines()[-1]
+    assert end.startswith(f"{pictures} pictures, {len(records)} objects; results in ")

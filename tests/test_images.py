@@ -43,6 +43,7 @@ def exif(orientation: int) -> Image.Exif:
 JPEG = encoded(NOISE, "JPEG", quality=90)
 PNG = encoded(NOISE, "PNG")
 WEBP = encoded(NOISE, "WEBP")
+FLOATS = encoded(NOISE[..., 0].astype(np.float32), "TIFF")
 BMP, TIFF, PPM = (encoded(NOISE, kind) for kind in ("BMP", "TIFF", "PPM"))
 
 
@@ -123,6 +124,7 @@ DAMAGED = {
     "webp header": ("a.webp", WEBP[:12] + b"\0" * (len(WEBP) - 12), "image-corrupt", "a WebP with a broken header"),
     "bmp cut": ("a.bmp", BMP[:-200], "image-truncated", "a BMP that ends too soon"),
     "ppm cut": ("a.ppm", PPM[:-1], "image-truncated", "a PPM that ends too soon"),
+    "tiff of floats": ("a.tif", FLOATS, "image-kind-not-read", "a TIFF of 32 bits a sample: at most 16 are read"),
     "tiff cut": ("a.tif", TIFF[:-200], "image-truncated", "a TIFF that ends too soon"),
 }
 

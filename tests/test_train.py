@@ -233,7 +233,10 @@ def test_fine_tuning_starts_from_the_checkpoint_and_says_what_fits(tiny_data, tm
     capsys.readouterr()
     run(other, tmp_path, "--epochs", "1", "--weights", str(first / "weights" / "best.pt"))
     said = capsys.readouterr().out
-    assert "class outputs of 2 names" in said and "fine-tuning  a new run that starts from" in said
+    assert (
+        "over 99.9% of the numbers; classes kept: bar, square; new classes: disc" in said
+        and "fine-tuning  a new run that starts from" in said
+    )
 
 
 def test_early_stopping_stops(tiny_data, tmp_path, capsys, monkeypatch):
@@ -727,3 +730,63 @@ def test_a_range_test_beyond_what_lr0_may_be_keeps_its_results(tiny_data, tmp_pa
     assert "warning: lr0 18 is more than lr0 may be; allowed: a number in (0, 10]\n" in out
     assert "lr find      20 steps at most, of 1 batch each\n" in out and "\nrange test" in out
     assert {path.name for path in (tmp_path / "lr_find").iterdir()} == {"lr_find.csv", "lr_find.png"}
+
+
+def test_an_edited_hyp_yaml_of_a_run_is_not_passed_over(tiny_data, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            run(tiny_data, tmp_path, "--epochs", "2")
+    file = tmp_path / "exp" / "hyp.yaml"
+    before = file.read_text()
+    lr0 = re.search(r"^lr0: (\S+)", before, re.MULTILINE)[1]
+    file.write_text(before.replace(f"lr0: {lr0}", "lr0: 0.0007"))
+    with pytest.raises(
+        UserError, match=f"hyp.yaml: lr0 is 0.0007, this run has {lr0}, and a resumed run is the same run"
+    ):
+        train.main(["--resume", str(tmp_path / "exp")])
+    file.write_text(before.replace("#", "# my"))  # words are free
+    train.main(["--resume", str(tmp_path / "exp")])
+    assert rows(tmp_path / "exp")[-1]["epoch"] == "2"
+
+
+def test_moved_data_are_in_opt_yaml(tiny_data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            run(tiny_data, tmp_path / "runs", "--epochs", "2")
+    shutil.copytree(tiny_data.parent, tmp_path / "moved")
+    moved = str(tmp_path / "moved" / tiny_data.name)
+    folder = tmp_path / "runs" / "exp"
+    before = yaml.safe_load((folder / "opt.yaml").read_text())
+    train.main(["--resume", str(folder), "--data", moved])
+    assert yaml.safe_load((folder / "opt.yaml").read_text()) == {
+        **before,
+        "data": moved,
+        "resume": str(folder / "weights" / "last.pt"),
+    }
+
+
+def test_a_class_that_no_training_object_has_is_said(tiny_data, tmp_path, capsys):
+    data = tiny_data.with_name("ghosts.yaml")
+    data.write_text(tiny_data.read_text().replace("square, bar", "square, bar, g0, g1, g2, g3, g4, g5, g6"))
+    train.main(["--data", str(data), "--project", str(tmp_path), *FAST, "--plan"])
+    assert "warning: no training object is of class g0, g1, g2, g3, g4 and 2 more\n" in capsys.readouterr().out
+    train.main(["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--plan"])
+    assert "no training object" not in capsys.readouterr().out
+
+
+def test_too_many_frozen_stages_are_refused_before_the_data_are_read(monkeypatch):
+    monkeypatch.setattr(train, "build_data", lambda *_: pytest.fail("read"))
+    with pytest.raises(UserError, match="--freeze 9: the backbone has 4 stages; allowed: 0 to 4, or backbone"):
+        train.main([*FAST, "--freeze", "9"])
+    with pytest.raises(UserError, match="--freeze 12: the backbone has 8 stages"):
+        train.main([*FAST, "--freeze", "12", "--weights", "torchvision:resnet18:random"])
+
+
+def test_weights_of_other_trainers_that_are_not_there_are_known_by_name(tmp_path):
+    for name in ("yolov8n.pt", "yolo11s.pt", "YOLOv5s.pt"):
+        with pytest.raises(UserError, match=f"{name}: no such file; weights of YOLOv5, .* can't be used; torchvision:"):
+            train.main([*FAST, "--weights", name])
+    with pytest.raises(UserError, match=r"mine.pt: no such file$"):
+        train.main([*FAST, "--weights", "mine.pt"])

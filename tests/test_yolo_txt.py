@@ -321,3 +321,20 @@ def test_single_cls_reads_all_classes_as_one(tmp_path: Path) -> None:
     text(tmp_path / "labels/a.txt", "2 .5 .5 1 1\n1 .5 .5 .5 .5\n3 .5 .5 1 1")
     records, faults = read(tmp_path, f"train: images\n{NAMES}", single_cls=True)
     assert records[0].classes.tolist() == [0, 0] and len(faults) == 1
+
+
+def test_labels_of_an_image_that_is_not_read_are_no_fault_of_their_own(tmp_path: Path) -> None:
+    for kind in ("gif", "avif"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{kind}1.{kind}").write_bytes(b"GIF89a")
+        (tmp_path / "labels" / f"{kind}1.txt").write_text("0 .5 .5 .1 .1\n")
+    (tmp_path / "labels" / "alone.txt").write_text("0 .5 .5 .1 .1\n")
+    image(tmp_path / "images" / "a.png")
+    (tmp_path / "labels" / "a.txt").write_text("0 .5 .5 .1 .1\n")
+    _, faults = read(tmp_path, f"train: images\n{NAMES}")
+    assert sorted((os.path.basename(fault.file), fault.kind) for fault in faults) == [
+        ("alone.txt", "label-no-image"),
+        ("avif1.avif", "image-kind-not-read"),
+        ("gif1.gif", "image-kind-not-read"),
+    ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ PROGRESS = {"epoch": int, "batch": int, "step": int, "seconds": float}
 # What users come with. Those files hold code, which is not run, and beside it weights of nets that are not built here.
 FOREIGN = ("models.", "ultralytics.")
 OTHERS = "weights of YOLOv5, YOLOv7 and Ultralytics are of other nets, and can't be used"
+FOREIGN_NAME = re.compile(r"(yolo|rtdetr|sam|fastsam|mobile_sam)[\w.-]*\.(pt|pth|yaml)$", re.IGNORECASE)
 MAX_PROGRESS = 1e15
 MAX_IMGSZ = 8192
 
@@ -118,7 +120,8 @@ def find_checkpoint(weights: str) -> Path:
         near = f"; did you mean '{inside}'?" if inside else ""
         raise UserError(f"--weights {weights}: a folder, not a checkpoint{near}")
     near = suggest(path.name, [file.name for file in path.parent.glob("*.pt")]) if path.parent.is_dir() else ""
-    raise UserError(f"--weights {weights}: no such file{near}")
+    foreign = f"; {OTHERS}; torchvision:NAME starts from ImageNet weights" if FOREIGN_NAME.match(path.name) else ""
+    raise UserError(f"--weights {weights}: no such file{near or foreign}")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

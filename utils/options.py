@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -544,6 +545,8 @@ def _stray(cls: type[_Options], prog: str, words: list[str], elsewhere: Callable
     if word[:1] in DASHES and word[1:]:
         return f"{prog}: {word}: flags begin with two plain hyphens: --{word.lstrip(DASHES)}"
     if not equals and not word.startswith("-"):
+        if "--source" in known and os.path.exists(word):
+            return f"{prog}: {word}: --source takes one; put a pattern in quotes, so that the shell leaves it as it is"
         return f"{prog}: {word}: belongs to no flag (a switch such as --exist-ok takes no word)"
     if flag in known and not word.startswith("-"):
         form = flag if known[flag].type == "bool" else f"{flag} {value}"

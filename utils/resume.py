@@ -102,6 +102,7 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
             )
     if "hyp" in options.explicit:
         _check_hyp(options, saved, origin.hyp)
+    _check_own_hyp(origin)
     done = content["state"]["progress"]["epoch"]
     if options.extend and "epochs" not in options.explicit:
         raise UserError(f"--extend {options.extend}: goes with --resume [PATH] and --epochs N, the new number in all")
@@ -121,6 +122,21 @@ def _check_hyp(options: TrainOptions, saved: TrainOptions, own: Hyp) -> None:
             raise UserError(
                 f"--hyp {options.hyp}: {key} is {given[key]}, this run has {value}, and a resumed run is the same run; "
                 f"leave --hyp out, or start a new one"
+            )
+
+
+def _check_own_hyp(origin: Origin) -> None:
+    """Raise `UserError` where somebody edited the run's `hyp.yaml`, which only says what the run began with."""
+    file = origin.folder / "hyp.yaml"
+    if origin.force or not file.is_file():
+        return
+    own = origin.hyp.to_dict()
+    edited = load_hyp(str(file), flags={"--schedule": "schedule=custom"} if origin.custom else {}).to_dict()
+    for key, value in own.items():
+        if edited[key] != value:
+            raise UserError(
+                f"{file}: {key} is {edited[key]}, this run has {value}, and a resumed run is the same run: put it "
+                f"back, or start a new one with --hyp {file} (--force goes on with {value})"
             )
 
 

@@ -16,6 +16,8 @@ from utils.errors import Stopped
 # is: it ends the process at once.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
+INTERRUPT = (signal.SIGINT,)  # Ctrl-C, for programs with no state to save
+
 
 class _Stop:
     """The process's one request to stop. `at_once`: the handler itself may raise `Stopped`."""
