@@ -175,7 +175,7 @@ def load_model(path: str, device: torch.device) -> tuple[YOLO, dict]:
     content = load_checkpoint(find_checkpoint(path))
     model = YOLO(ModelConfig.from_dict(content["model"], path))
     try:
-        model.load_state_dict(model_weights(content))
+        model.load_state_dict(model_weights(content, path))
     except RuntimeError:
         raise UserError(f"{path}: its weights are not those of the {model.config.name} that it describes") from None
     return model.to(device, memory_format=torch.channels_last).eval(), content
@@ -195,12 +195,11 @@ def score_table(evaluation: Evaluation, truth: Index, names: tuple[str, ...]) ->
     """Rows of the columns of `SCORES`: of all classes together, then of each; NaN where a class has no object."""
     scores, curves = evaluation.scores, evaluation.curves
     image_of = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
-    best = int(np.searchsorted(curves.confidence, curves.best_confidence))
     objects, (precision, recall) = int(curves.truths.sum()), (curves.best_precision, curves.best_recall)
     rows: list[Scores] = [("all", len(truth), objects, precision, recall, scores.map50, scores.map)]
     for i, name in enumerate(names):
         images = len(np.unique(image_of[(truth.classes == i) & ~truth.crowd]))
-        precision, recall = curves.precision[i, best], curves.recall[i, best]
+        precision, recall = curves.class_precision[i], curves.class_recall[i]
         rows.append((name, images, int(curves.truths[i]), precision, recall, scores.ap50[i], scores.ap[i]))
     return rows
 

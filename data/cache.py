@@ -36,6 +36,7 @@ REDUCED = {  # OpenCV calls them after greys; with the flag of RGB they are in c
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | RGB,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | RGB,
 }
+MUCH = 256e6  # bytes of images that take so long to decode that it is said before
 CHUNK = 2048  # images given to the decoding threads at a time
 
 
@@ -287,7 +288,9 @@ def _disk_cache(images: ImageList, imgsz: int, sizes: np.ndarray) -> ImageCache:
 def _fill(images: ImageList, imgsz: int, path: str, sizes: np.ndarray, where: str) -> None:
     """Decode every image into the file's place for it, on all cores that this process may use."""
     offsets = _offsets(sizes)
-    print(f"image cache: decoding {many(len(images), 'image')}, {_in_words(offsets[-1])}, into {where}", flush=True)
+    what = f"{many(len(images), 'image')}, {_in_words(offsets[-1])}"
+    if offsets[-1] > MUCH:
+        print(f"image cache: decoding {what}, into {where}", flush=True)
     begin = time.perf_counter()
     block = _map(path, "r+")
 
@@ -300,7 +303,7 @@ def _fill(images: ImageList, imgsz: int, path: str, sizes: np.ndarray, where: st
                 pass
     if isinstance(block.base, np.memmap):
         block.base.flush()
-    print(f"image cache: filled in {time.perf_counter() - begin:.1f} s", flush=True)
+    print(f"image cache: {what}, decoded into {where} in {time.perf_counter() - begin:.1f} s", flush=True)
 
 
 def _cache_key(images: ImageList, imgsz: int) -> str:

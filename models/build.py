@@ -100,5 +100,5 @@ def build_model(
     config = ModelConfig(size if cfg_given else own.size, len(names), own.backbone)
     with torch_seeded(seed, "init"):
         model = YOLO(config)
-    transfer = transfer_weights(model, model_weights(content), tuple(content["names"]), names)
+    transfer = transfer_weights(model, model_weights(content, weights), tuple(content["names"]), names)
     return model, Start(f"{weights}: {transfer}", transfer.share("backbone.") >= 0.5)

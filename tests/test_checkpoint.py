@@ -144,13 +144,13 @@ def test_a_model_comes_back_whole(tmp_path: Path) -> None:
     weights = run(steps=2).components["ema"].module.state_dict()
     save_model(tmp_path / "best.pt", weights, SHIPPED)
     content = load_checkpoint(tmp_path / "best.pt")
-    assert equal(model_weights(content), dict(weights)) and content["fitness"] == 0.5
+    assert equal(model_weights(content, "x.pt"), dict(weights)) and content["fitness"] == 0.5
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"], "a model keeps no earlier one"
 
 
 def test_the_weights_of_a_state_are_the_averaged_ones(last: Path) -> None:
     state = run(steps=3)
-    weights = model_weights(load_state(last))
+    weights = model_weights(load_state(last), "x.pt")
     assert equal(weights, dict(state.components["ema"].module.state_dict()))
     assert not torch.equal(weights["0.weight"], state.components["model"].state_dict()["0.weight"])
 
@@ -509,3 +509,12 @@ def test_a_state_that_would_hide_a_method_is_refused(name: str) -> None:
     saved["components"]["scheduler"][name] = 0
     with pytest.raises(UserError, match=f"the saved state of scheduler does not fit this run: it has {name}$"):
         state.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("kind", ["model", "state"])
+def test_weights_that_are_no_numbers_are_not_used(last: Path, kind: str) -> None:
+    weights = {"a": torch.ones(2), "b": torch.tensor([1.0, torch.nan])}
+    ema = {"n_averaged": torch.tensor(3), **{f"module.{name}": value for name, value in weights.items()}}
+    content = {"kind": kind, "weights": weights, "state": {"components": {"ema": ema}}}
+    with pytest.raises(UserError, match=r"best.pt: its weights are not finite \(b\): of a training that diverged"):
+        model_weights(content, "best.pt")

@@ -302,7 +302,8 @@ def test_curves_equal_slow_counts(seed: int) -> None:
     mean_f1 = [np.mean([curves.f1[c, i] for c in range(3)]) for i in range(1000)]
     best = mean_f1.index(max(mean_f1))
     assert curves.best_confidence == curves.confidence[best] and curves.best_f1 == pytest.approx(mean_f1[best])
-    assert curves.best_precision == pytest.approx(np.mean(curves.precision[:3, best]))
+    found = curves.recall[:3, best] > 0
+    assert curves.best_precision == pytest.approx(np.mean(np.where(found, curves.precision[:3, best], 0)))
     assert curves.best_recall == pytest.approx(np.mean(curves.recall[:3, best]))
 
 
@@ -401,3 +402,15 @@ def test_ids_of_another_file_take_the_place_of_ours() -> None:
         "annotations": [{"id": 1, "image_id": "x", "category_id": 30}],
         "categories": [{"id": 90, "name": "a"}, {"id": 30, "name": "b"}],
     }
+
+
+def test_a_class_that_is_not_found_has_no_precision_to_boast_of() -> None:
+    """Above its highest score a class's precision counts as 1 in the curve; in the table, and its mean, as 0."""
+    truth = make_truth([[(0, 0, 0, 10, 10)], [(0, 0, 0, 10, 10)], [(1, 0, 0, 10, 10)]])
+    rows = [(0, 0, 0.9, 0, 0, 10, 10), (1, 0, 0.9, 0, 0, 10, 10), (2, 1, 0.5, 20, 20, 30, 30)]
+    curves = pr_curves(truth, make_detections(rows), 2)
+    assert curves.best_confidence < 0.9 and curves.precision[1, -1] == 1
+    high = pr_curves(truth, make_detections(rows), 2, conf=0.6)
+    for found in (curves, high):
+        assert found.class_precision.tolist() == [1, 0] and found.class_recall.tolist() == [1, 0]
+        assert (found.best_precision, found.best_recall) == (0.5, 0.5)

@@ -180,12 +180,20 @@ def load_state(path: Path) -> dict[str, Any]:
     return content
 
 
-def model_weights(content: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the weights to validate or ship from a checkpoint of either kind: a state's are its averaged ones."""
-    if content["kind"] == "model":
-        return content["weights"]
-    averaged = content["state"]["components"]["ema"]
-    return {name.removeprefix("module."): value for name, value in averaged.items() if name != "n_averaged"}
+def model_weights(content: dict[str, Any], source: str) -> dict[str, Tensor]:
+    """Return the weights to validate or ship from a checkpoint of either kind: a state's are its averaged ones.
+
+    Raises:
+        UserError: `source` has weights that are no numbers.
+    """
+    weights = content.get("weights")
+    if content["kind"] != "model":
+        averaged = content["state"]["components"]["ema"]
+        weights = {name.removeprefix("module."): value for name, value in averaged.items() if name != "n_averaged"}
+    broken = next((name for name, value in weights.items() if not torch.isfinite(value).all()), "")
+    if broken:
+        raise UserError(f"{source}: its weights are not finite ({broken}): of a training that diverged")
+    return weights
 
 
 def remove_state(path: Path) -> None:

@@ -89,8 +89,9 @@ class Curves:
     confidence: float64[1000]; precision, recall, f1: float64[nc, 1000] over `confidence`;
     pr_recall: float64[1000]; pr_precision: float64[nc, 1000], the best precision at `pr_recall` or more;
     ap50: float64[nc], COCO's 101-point mean of it; truths: int64[nc], how many boxes of each class there are to find.
-    best_confidence: the threshold of the best mean F1; best_precision, best_recall, best_f1: means there over the
-    classes with truth (0 if there are none).
+    best_confidence: the threshold of the best mean F1; class_precision, class_recall: float64[nc] there, the precision
+    of a class of which nothing is found being 0 and no longer 1; best_precision, best_recall, best_f1: means there over
+    the classes with truth (0 if there are none).
     """
 
     confidence: np.ndarray
@@ -102,6 +103,8 @@ class Curves:
     ap50: np.ndarray
     truths: np.ndarray
     best_confidence: float
+    class_precision: np.ndarray
+    class_recall: np.ndarray
     best_precision: float
     best_recall: float
     best_f1: float
@@ -271,6 +274,8 @@ def pr_curves(truth: GroundTruth, detections: Detections, nc: int, conf: float =
     mean_f1 = f1[known].mean(axis=0) if known.any() else np.zeros(1000)
     first = int(np.searchsorted(CONFIDENCES, conf))
     best = first + int(mean_f1[first:].argmax())
+    at_recall = recall[:, best]
+    at_precision = np.where(at_recall == 0, 0.0, precision[:, best])  # a class that is never found is no success
     return Curves(
         confidence=CONFIDENCES,
         precision=precision,
@@ -281,8 +286,10 @@ def pr_curves(truth: GroundTruth, detections: Detections, nc: int, conf: float =
         ap50=ap50,
         truths=truths,
         best_confidence=float(CONFIDENCES[best]),
-        best_precision=float(precision[known, best].mean()) if known.any() else 0.0,
-        best_recall=float(recall[known, best].mean()) if known.any() else 0.0,
+        class_precision=at_precision,
+        class_recall=at_recall,
+        best_precision=float(at_precision[known].mean()) if known.any() else 0.0,
+        best_recall=float(at_recall[known].mean()) if known.any() else 0.0,
         best_f1=float(mean_f1[best]),
     )
 
