@@ -18,6 +18,7 @@ from torch import nn
 from models.loss import DetectionLoss
 from models.yolo import YOLO, ModelConfig
 from utils import dist
+from utils.errors import UserError
 from utils.hyp import Hyp
 
 CPU = torch.device("cpu")
@@ -299,3 +300,13 @@ def test_processes_that_were_stopped_log_the_losses_of_those_that_were_not(tiny_
         with (tmp_path / name / "results.csv").open(newline="") as file:
             tables.append([{key: value for key, value in row.items() if key != "time"} for row in csv.DictReader(file)])
     assert tables[0] == tables[1] and len(tables[0]) == 2
+
+
+def test_batch_norm_over_all_devices_needs_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
+    assert dist.synchronised(model, torch.device("cpu")) is model  # a single process has nothing to do
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="--sync-bn: works on CUDA devices only, and this training is on cpu"):
+        dist.synchronised(model, torch.device("cpu"))
+    (norm,) = dist.synchronised(model, torch.device("cuda"))
+    assert isinstance(norm, torch.nn.SyncBatchNorm)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from utils.seed import PURPOSES, rng, torch_seeded
+from utils.seed import PURPOSES, rng, seed_torch, torch_seeded
 
 KEYS = [(0, "order", 0), (0, "order", 1), (1, "order", 0), (0, "mosaic", 0), (0, "mosaic", 0, 0), (0, "mosaic", 0, 1)]
 
@@ -69,3 +71,11 @@ def test_torch_gets_its_state_back_after_a_fault() -> None:
     with pytest.raises(KeyError), torch_seeded(0, "init"):
         raise KeyError
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_device_with_a_generator_of_its_own_is_seeded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(manual_seed=seeds.append))
+    for device in ("cuda", "mps", "cpu"):
+        seed_torch(torch.device(device), 1, "forward", 2, 3)
+    assert len(seeds) == 2 and seeds[0] == seeds[1] == torch.initial_seed()

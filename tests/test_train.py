@@ -790,3 +790,28 @@ def test_weights_of_other_trainers_that_are_not_there_are_known_by_name(tmp_path
             train.main([*FAST, "--weights", name])
     with pytest.raises(UserError, match=r"mine.pt: no such file$"):
         train.main([*FAST, "--weights", "mine.pt"])
+
+
+def test_each_process_draws_its_own_in_a_forward_pass_by_epoch_and_batch(monkeypatch):
+    def drawn(rank: int, epoch: int, number: int) -> float:
+        monkeypatch.setattr(train.dist, "rank", lambda: rank)
+        train.reseeding(3, torch.device("cpu"))(epoch, number)
+        return torch.rand(()).item()
+
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    first = [drawn(*key) for key in keys]
+    assert len(set(first)) == 4 and [drawn(*key) for key in keys] == first
+
+
+def test_the_time_left_is_that_of_the_whole_run(tiny_data, tmp_path, monkeypatch):
+    """What lies between epochs counts: all of them go by one clock."""
+    clocks = []
+
+    class Watched(train.Pace):
+        def __init__(self) -> None:
+            super().__init__()
+            clocks.append(self)
+
+    monkeypatch.setattr(train, "Pace", Watched)
+    run(tiny_data, tmp_path, "--epochs", "2")
+    assert [clock.batches for clock in clocks] == [6]
