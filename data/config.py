@@ -327,7 +327,8 @@ def _nearest(path: Path) -> str:
                 near = suggest(wrong, sorted(os.listdir(parent)))
             except OSError:
                 near = ""
-            return f"; the nearest that exists is {parent}{near}"
+            known = parent in (Path.cwd(), Path(parent.anchor)) and not near
+            return "" if known else f"; the nearest that exists is {parent}{near}"
     return ""
 
 

@@ -108,6 +108,9 @@ def yolo_images(source: Source, root: Path, faults: list[Fault]) -> Iterator[str
         bases = [source.images.parent, root] if line.startswith("./") else [root, source.images.parent, Path.cwd()]
         tried = [os.path.abspath(base / line) for base in bases]
         found = next((path for path in tried if os.path.isfile(path)), None)
+        if found is None and line.startswith("data/"):  # CVAT writes that before paths in the set
+            inside = [os.path.abspath(base / line.removeprefix("data/")) for base in bases]
+            found, tried = next((path for path in inside if os.path.isfile(path)), None), tried + inside
         if found is None:
             places = shorten(", ".join(dict.fromkeys(tried)), 400)
             text = f"no such image: {shorten(line, 200)} (tried {places}): put it there, or take the line out"

@@ -338,3 +338,17 @@ def test_labels_of_an_image_that_is_not_read_are_no_fault_of_their_own(tmp_path:
         ("avif1.avif", "image-kind-not-read"),
         ("gif1.gif", "image-kind-not-read"),
     ]
+
+
+def test_lists_of_cvat_have_data_before_paths_in_the_set(tmp_path: Path) -> None:
+    """Its exports in Ultralytics' format, unpacked: data.yaml, train.txt, images/ and labels/ side by side."""
+    image(tmp_path / "images/train/a.png")
+    text(tmp_path / "labels/train/a.txt", "0 .5 .5 .1 .1\n")
+    text(tmp_path / "train.txt", "data/images/train/a.png\ndata/images/train/b.png\n")
+    records, faults = read(tmp_path, f"path: .\ntrain: train.txt\n{NAMES}")
+    assert len(records) == 1 and len(records[0].classes) == 1
+    assert [(fault.kind, fault.where) for fault in faults] == [("list-image-missing", "line 2")]
+    assert f"{tmp_path}/images/train/b.png" in faults[0].text
+    image(tmp_path / "data/images/train/a.png", width=30)  # what is written comes first
+    text(tmp_path / "data/labels/train/a.txt", "1 .5 .5 .1 .1\n")
+    assert read(tmp_path, f"path: .\ntrain: train.txt\n{NAMES}")[0][0].classes.tolist() == [1]

@@ -526,8 +526,10 @@ def _plot_lines(
 
 
 def _shorten(name: str, length: int = 24) -> str:
-    """A name that fits beside others. matplotlib leaves labels with a leading `_` out of legends: it gets a space."""
-    name = name if len(name) <= length else name[: length - 1] + "…"
+    """A name that fits beside others, cut in its middle: long names differ in their ends. matplotlib leaves labels with
+    a leading `_` out of legends: it gets a space."""
+    half = length // 2
+    name = name if len(name) <= length else f"{name[: length - half - 1]}…{name[-half:]}"
     return f" {name}" if name.startswith("_") else name
 
 
