@@ -13,6 +13,7 @@ import glob
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections import Counter
@@ -95,7 +96,10 @@ def find_files(source: str, where: str = "") -> list[Path]:
     known = [file for file in found if file.suffix.lower() in IMAGES + VIDEOS and file.is_file()]
     if not known:
         below = any(file.is_dir() for file in found)
-        deeper = f"; folders in it are searched by --source '{Path(source) / '**' / '*'}'" if below else ""
+        start = glob.escape(source) if path.is_dir() else source
+        deeper = (
+            f"; folders in it are searched by --source {shlex.quote(str(Path(start) / '**' / '*'))}" if below else ""
+        )
         kinds = " ".join(IMAGES + VIDEOS)
         raise UserError(f"--source {source}{where}: no image or video in it; read are {kinds}{deeper}")
     for file in found:
@@ -261,14 +265,17 @@ class Writer:
             self._crop(frame, found)
 
     def close(self) -> None:
-        """End the videos, hold what was written of them against the frames, and write detections.json."""
+        """Write detections.json, end the videos, and look whether they can be read."""
+        if self.options.save_json:
+            write_file(self.folder / "detections.json", json.dumps(self.records))
+        cut = []
         for stem, video in self.videos.items():
             video.release()
             target = self.folder / f"{stem}.mp4"
             if not cv2.VideoCapture(str(target), cv2.CAP_FFMPEG).grab():  # its writer says nothing of a full disk
-                raise UserError(f"{target}: could not be written whole; is the disk full?")
-        if self.options.save_json:
-            write_file(self.folder / "detections.json", json.dumps(self.records))
+                cut.append(str(target))
+        if cut:
+            raise UserError(f"{', '.join(cut)}: could not be written whole; is the disk full?")
 
     def _draw(self, frame: Frame, found: Detections) -> None:
         options = self.options

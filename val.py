@@ -82,7 +82,7 @@ class Evaluation:
 
     @property
     def is_finite(self) -> bool:
-        """Were all predictions numbers?"""
+        """Were the losses numbers? They are not where a net's weights have grown beyond them."""
         return bool(np.isfinite(self.losses).all())
 
     def row(self) -> dict[str, float]:

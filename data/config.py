@@ -245,7 +245,7 @@ def _root(document: Document) -> tuple[Path, tuple[Fault, ...]]:
 
     `path` may be a list: the first that exists. Each is relative to the yaml, then to the working directory, then to
     the `datasets` folders in and beside that (where YOLOv5 and Ultralytics keep theirs). A yaml that lies in its
-    set, in a folder of the name that `path` ends with, means that folder.
+    set, beside a split, in a folder of the name that `path` ends with, means that folder.
     """
     embedded = document.get("embedded")
     if embedded is not None:
@@ -262,7 +262,11 @@ def _root(document: Document) -> tuple[Path, tuple[Fault, ...]]:
         if os.path.isdir(path):
             return path.resolve(), ()
     own = document.file.parent.resolve()
-    if any(not path.is_absolute() and path.name == own.name for path in map(_expand, document.texts("path", value))):
+    named = any(
+        not path.is_absolute() and path.name == own.name for path in map(_expand, document.texts("path", value))
+    )
+    splits = [split for split in map(document.get, SPLITS) if isinstance(split, str) and split not in NOTHING]
+    if named and any(os.path.exists(own / _expand(split)) for split in splits):
         return own, ()
     return Path(os.path.abspath(tried[0])), (document.fault("yaml-path", "path", _not_there(tried)),)
 

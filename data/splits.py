@@ -220,10 +220,11 @@ def _count(faults: Iterable[Fault]) -> int:
 
 
 def _loss(faults: Iterable[Fault]) -> str:
-    """How much is left out for these faults, in words: images (of a JSON each is a place in it), and single objects."""
+    """How much is left out for these faults, in words: images, each a file or a place in a JSON or a list, and single
+    objects."""
     faults = list(faults)
     images = {
-        (fault.file, fault.where if fault.file.endswith(".json") else "")
+        (fault.file, fault.where if fault.file.endswith(".json") or fault.kind.startswith("list-") else "")
         for fault in faults
         if KINDS[fault.kind].then == IMAGE
     }

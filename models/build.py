@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from models.backbone import check_imagenet
 from models.transfer import freeze, transfer_weights
 from models.yolo import YOLO, ModelConfig, check_imgsz, parse_cfg
@@ -42,8 +40,7 @@ def check_request(cfg: str, weights: str, imgsz: int, frozen: str = "") -> dict[
         content = load_checkpoint(find_checkpoint(weights))
         config = replace(config, backbone=ModelConfig.from_dict(content["model"], weights).backbone)
     if frozen:
-        with torch.device("meta"):
-            freeze(YOLO(config), frozen)
+        freeze(YOLO(config), frozen)
     return content
 
 

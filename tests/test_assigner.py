@@ -290,6 +290,12 @@ def test_a_weak_alignment_loses_no_weight() -> None:
     for alpha, beta in ((0.5, 6.0), (1.0, 6.0), (6.0, 6.0), (20.0, 20.0), (0.0, 0.0)):
         weak = one_level(1, [[1e-20]], [[0, 0, 8, 8]], [[0, 0, 8, 80]], [0])
         assert run(weak, 10, alpha, beta).weight.item() == pytest.approx(0.1, rel=1e-6)
+    far = one_level(1, [[0.5]], [[0, 0, 8, 8]], [[0, 0, 8, 8000]], [0])
+    assert run(far, 10, 0.5, 20.0).weight.item() == pytest.approx(0.001, rel=1e-5)
+    beside = one_level(3, [[1e-3], [1e-3], [1.0]], [[0, 0, 8, 8], [8, 0, 16, 8], [16, 0, 24, 8]], [[0, 0, 16, 8]], [0])
+    assert run(beside, 10, 20.0, 1.0).weight[0].tolist() == pytest.approx([0.5, 0.5, 0]), "of those inside the box"
+    nowhere = one_level(1, [[1.0]], [[0, 80, 8, 88]], [[0, 0, 8, 8]], [0])
+    assert run(nowhere, 10, 0.0, 0.0).weight.item() == 0
     none = one_level(1, [[1.0]], [[0, 80, 8, 88]], [[0, 0, 8, 8]], [0])
     assert run(none, 10).weight.item() == 0
 

@@ -93,6 +93,10 @@ def test_a_yaml_packed_into_its_set_is_beside_its_splits(load: Callable, tmp_pat
     for other in ("sett", "/datasets/set", "set/images"):
         with pytest.raises(UserError, match="path: no such file or folder"):
             load(text.replace("../datasets/set", other)).split("train")
+    empty = load(text.replace("images/train", "images/lost"))  # nothing of the set is here: it is elsewhere, or to come
+    assert empty.root == tmp_path / "datasets/set"
+    with pytest.raises(UserError, match=r"path: no such file or folder \(tried .*/datasets/set"):
+        empty.split("train")
     folders(tmp_path / "datasets/set", "images/train")
     assert load(text).root == tmp_path / "datasets/set"
 

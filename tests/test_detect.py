@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import resource
 import shutil
@@ -52,9 +54,10 @@ def test_a_source_of_nothing_says_what_to_write(images, tmp_path):
     with pytest.raises(UserError, match=r"empty\.txt: an empty list; a line each names an image, video or folder"):
         detect.find_files(str(tmp_path / "empty.txt"))
     shutil.copytree(images, tmp_path / "set" / "in")
-    pattern = f"{tmp_path}/set/**/*"
+    (tmp_path / "set").rename(tmp_path / "set [1]")
+    pattern = f"{tmp_path}/set [[]1]/**/*"
     with pytest.raises(UserError, match=re.escape(f"; folders in it are searched by --source '{pattern}'")):
-        detect.find_files(str(tmp_path / "set"))
+        detect.find_files(str(tmp_path / "set [1]"))
     assert len(detect.find_files(pattern)) == len(list(images.iterdir()))
 
 
@@ -197,6 +200,26 @@ def test_a_video_that_could_not_be_written_whole_is_no_success(tiny_run, images,
         pytest.raises(UserError, match=r"clip\.mp4: could not be written whole; is the disk full\?"),
         small_files(1500),
     ):
+        run(tiny_run, file, tmp_path / "out")
+
+
+def test_a_disk_that_is_full_is_not_taken_for_a_codec_that_is_missing(tiny_run, images, tmp_path, monkeypatch):
+    class Refused:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def isOpened(self) -> bool:  # noqa: N802
+            return False
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    file = clip(tmp_path, images, 3)
+    monkeypatch.setattr(detect.cv2, "VideoWriter", Refused)
+    with pytest.raises(UserError, match="this OpenCV can't write mp4 videos"):
+        run(tiny_run, file, tmp_path / "out")
+    monkeypatch.setattr(detect, "write_file", full)
+    with pytest.raises(OSError, match="No space left on device: .*clip.mp4"):
         run(tiny_run, file, tmp_path / "out")
 
 

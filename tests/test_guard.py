@@ -581,8 +581,12 @@ def test_a_model_that_finds_nothing_anywhere_is_the_end() -> None:
     run.means["loss"] = torch.tensor([0.0, 1e-12, 0.0, 2.0])
     with pytest.raises(TrainingDiverged, match="epoch 8: all losses are 0: the model no longer finds anything"):
         run.guard.end_epoch(run.means, 7)
-    run.means["loss"] = torch.tensor([0.0, 1e-3, 0.0, 2.0])  # images of nothing, well known as such
-    run.guard.end_epoch(run.means, 7)
+    for losses in ([0.0, 4e-6, 0.0, 2.0], [1.0, 0.0, 0.0, 2.0]):  # images of nothing, well known as such; no classes
+        run.means["loss"] = torch.tensor(losses)
+        run.guard.end_epoch(run.means, 7)
+    run.means["loss"] = torch.tensor([0.0, 4e-6, 0.0, 8.0])  # an image's share counts
+    with pytest.raises(TrainingDiverged, match="all losses are 0"):
+        run.guard.end_epoch(run.means, 7)
 
 
 def test_only_some_of_many_images_are_named() -> None:
@@ -621,3 +625,10 @@ def run_with_huge_weights(data: Path, project: Path, on_divergence: str) -> None
         patch.setattr(train, "evaluate_ema", evaluate_huge)
         flags = [*FAST[:-1], "--epochs", "3", "--on-divergence", on_divergence]  # without --noval
         train.main(["--data", str(data), "--project", str(project), *flags])
+
+
+def test_all_processes_hear_of_an_evaluation_that_only_one_of_them_made(tiny_data, tmp_path, monkeypatch) -> None:
+    """The others have none; what the main one found is what they go by."""
+    monkeypatch.setattr(train.dist, "from_main", lambda value: False if value is True else value)
+    with pytest.raises(TrainingDiverged, match="epoch 1: the predictions for the validation images are not finite"):
+        main(tiny_data, tmp_path, "--epochs", "2")

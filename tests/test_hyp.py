@@ -176,6 +176,7 @@ def test_a_step_schedule_reaches_no_lrf_of_0(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="schedule: step reaches lrf by falls of one ratio each, and lrf 0 by none"):
         read(tmp_path, "schedule: step\nlrf: 0")
     assert read(tmp_path, "schedule: linear\nlrf: 0").lrf == 0
+    assert Hyp.from_dict({"schedule": "step", "lrf": 0.0}).lrf == 0, "a model that was trained so can be evaluated"
 
 
 @pytest.mark.parametrize("key", FOREIGN.split())

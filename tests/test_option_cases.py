@@ -224,7 +224,7 @@ VAL = [
     ("--weights last.pt --iou -0.1", "--iou-thres -0.1: out of range"),
     ("--weights last.pt --max-det 0", "--max-det 0: out of range"),
     ("--weights last.pt --img 100", "--imgsz 100: must be a multiple of 32", "96 or 128"),
-    ("--weights last.pt --half", "--half does not exist here", "--amp fp16"),
+    ("--weights last.pt --half", "--half does not exist here", "off (fp32), fp16 or bf16"),
     ("--weights last.pt --augment", "--augment does not exist here: there is no test-time augmentation"),
     ("--weights last.pt --save-conf", "--save-conf: goes with --save-txt"),
     ("--weights last.pt --epochs 3", "val.py: --epochs: unknown flag"),

@@ -166,7 +166,7 @@ def test_flags_of_other_trainers_get_a_reason(flag: str) -> None:
 
 
 def test_foreign_flags_of_val_and_detect() -> None:
-    assert "--amp fp16" in refusal("--weights a.pt --half", ValOptions)
+    assert "--amp says what numbers are" in refusal("--weights a.pt --half", ValOptions)
     assert "no window" in refusal("--weights a.pt --source b --view-img", DetectOptions)
     assert refusal("--weights a.pt --split test", ValOptions) == "train.py: --split: write --task"
     assert "knows its classes" in refusal("--weights a.pt --source b --data c.yaml", DetectOptions)
@@ -277,9 +277,18 @@ def test_what_is_said_of_other_trainers_flags_names_only_flags_that_are_there(fl
 
 
 def test_detect_has_mixed_precision_as_val_has() -> None:
-    assert "numbers are fp32 unless --amp fp16" in refusal("--weights a.pt --source b --half", DetectOptions)
+    assert "--amp says what numbers are: auto (mixed precision on CUDA)" in refusal(
+        "--weights a.pt --source b --half", DetectOptions
+    )
     assert parse(DetectOptions, ["--weights", "a", "--source", "b", "--amp", "bf16"], "detect.py", "").amp == "bf16"
 
 
 def test_a_run_may_be_called_as_a_folder_beside_the_runs_where_it_is_one_in_it() -> None:
     assert train("--plan --name plan").name == "plan" and train("--name plans").name == "plans"
+
+
+def test_a_pattern_that_the_shell_spelled_out_is_known_by_where_it_stands() -> None:
+    hint = "b.jpg: --source takes one; put a pattern in quotes"
+    assert hint in refusal("--weights a.pt --source a.jpg b.jpg c.jpg --conf 0.3", DetectOptions)
+    assert "b.pt: belongs to no flag" in refusal("--weights a.pt b.pt --source x", DetectOptions)
+    assert "x: belongs to no flag" in refusal("--source a.jpg --save-txt x --weights a.pt", DetectOptions)

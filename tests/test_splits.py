@@ -262,3 +262,21 @@ def test_what_skip_bad_costs_is_counted_by_images_and_objects(
         (data.parent / f"images/train/{i:02d}.png").write_bytes(b"")
     train.main(["--data", str(data), "--project", str(tmp_path), *FLAGS, "--skip-bad"])
     assert "--skip-bad goes on without what 3 faults concern: 2 images and 1 object\n" in capsys.readouterr().out
+
+
+def test_images_that_a_list_names_in_vain_are_counted_each(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    listed = [f"./images/train/{i:02d}.png" for i in range(8)]
+    (data.parent / "list.txt").write_text("\n".join([*listed, *(f"./images/train/x{i}.png" for i in range(6))]))
+    data.write_text(data.read_text().replace("train: images/train", "train: list.txt"))
+    train.main(["--data", str(data), "--project", str(tmp_path), *FLAGS, "--skip-bad"])
+    assert "--skip-bad goes on without what 6 faults concern: 6 images\n" in capsys.readouterr().out
+
+
+def test_what_does_not_stop_a_run_is_counted_apart(data: Path, tmp_path: Path) -> None:
+    label(data, "train/03", "7 .5 .5 .1 .1\n8 .5 .5 .1 .1\n")
+    label(data, "train/04", "0 .5 .5 0 .1\n")
+    said = refused(lambda: train.main(["--data", str(data), "--project", str(tmp_path / "runs"), *FLAGS]))
+    assert said.startswith(f"{data}: 2 faults stop the run, beside 1 that doesn't; all are listed in")
+    assert (tmp_path / "runs/check/faults.txt").read_text().startswith(f"# 3 faults of {data};")

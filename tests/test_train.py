@@ -10,6 +10,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -150,7 +151,7 @@ def test_weights_that_hardly_fit_are_said_and_no_trained_backbone(tiny_data, tin
     best = str(tiny_run / "weights" / "best.pt")
     run(tiny_data, tmp_path, "--plan", "--weights", best, "--freeze", "backbone")
     said = capsys.readouterr().out
-    assert "100.0% of the numbers" in said and "random as they are" not in said
+    assert "100% of the numbers" in said and "random as they are" not in said
     run(tiny_data, tmp_path, "--plan", "--weights", best, "--cfg", "yolo-s", "--freeze", "backbone")
     said = capsys.readouterr().out
     (share,) = re.findall(r"tensors transferred, ([\d.]+)% of the numbers;.*; is --cfg that of the checkpoint\?", said)
@@ -277,7 +278,7 @@ def test_validation_and_saving_as_asked(tiny_data, tmp_path):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing(tiny_data, tmp_path):
-    with pytest.raises(TrainingDiverged, match="epoch 1: the training loss is not finite"):
+    with pytest.raises(TrainingDiverged, match="epoch 1: the training loss was never finite"):
         run(tiny_data, tmp_path, "--epochs", "2", "--set", "box=1e38", "dfl=1e38")
     assert not list((tmp_path / "exp" / "weights").iterdir())
 
@@ -745,7 +746,13 @@ def test_an_edited_hyp_yaml_of_a_run_is_not_passed_over(tiny_data, tmp_path, mon
         UserError, match=f"hyp.yaml: lr0 is 0.0007, this run has {lr0}, and a resumed run is the same run"
     ):
         train.main(["--resume", str(tmp_path / "exp")])
-    file.write_text(before.replace("#", "# my"))  # words are free
+    file.write_text("lr0 0.1\n")
+    with pytest.raises(UserError, match="the state has what the run began with: remove the file to go on"):
+        train.main(["--resume", str(tmp_path / "exp")])
+    saved = shutil.copytree(tmp_path / "exp", tmp_path / "forced")
+    train.main(["--resume", str(saved), "--force"])
+    assert rows(saved)[-1]["epoch"] == "2"
+    file.write_text(before.replace("#", "# my").replace(f"lr0: {lr0}", ""))  # words are free; a line may be gone
     train.main(["--resume", str(tmp_path / "exp")])
     assert rows(tmp_path / "exp")[-1]["epoch"] == "2"
 
@@ -784,12 +791,40 @@ def test_too_many_frozen_stages_are_refused_before_the_data_are_read(monkeypatch
         train.main([*FAST, "--freeze", "12", "--weights", "torchvision:resnet18:random"])
 
 
+def test_frozen_stages_are_those_of_the_backbone_in_use(tiny_data, tmp_path, monkeypatch, capsys):
+    flags = ["--data", str(tiny_data), "--project", str(tmp_path), *FAST, "--freeze"]
+    train.main([*flags, "2", "--weights", "torchvision:regnet_y_400mf:random", "--plan"])
+    assert "2 stages of the backbone" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            train.main([*flags, "6", "--weights", "torchvision:resnet18:random", "--epochs", "2"])
+    train.main(["--resume", str(tmp_path / "exp")])  # which builds no backbone of another kind to look at
+    best = str(tmp_path / "exp" / "weights" / "best.pt")
+    with pytest.raises(UserError, match="--freeze 12: the backbone has 8 stages"):
+        train.main([*flags, "12", "--weights", best])
+
+
+def test_crowds_are_no_objects_to_learn_from():
+    index = SimpleNamespace(classes=np.array([0, 1]), crowd=np.array([False, True]))
+    assert train.absent(("a", "b"), index) == ["warning: no training object is of class b"]
+
+
 def test_weights_of_other_trainers_that_are_not_there_are_known_by_name(tmp_path):
-    for name in ("yolov8n.pt", "yolo11s.pt", "YOLOv5s.pt"):
+    for name in (
+        "yolov8n.pt",
+        "yolo11s.pt",
+        "YOLOv5s.pt",
+        "yolov7-tiny.pt",
+        "yolo26x-seg.pt",
+        "rtdetr-l.pt",
+        "sam_b.pt",
+    ):
         with pytest.raises(UserError, match=f"{name}: no such file; weights of YOLOv5, .* can't be used; torchvision:"):
             train.main([*FAST, "--weights", name])
-    with pytest.raises(UserError, match=r"mine.pt: no such file$"):
-        train.main([*FAST, "--weights", "mine.pt"])
+    for name in ("mine.pt", "sample.pt", "yolo_mine_best.pt"):
+        with pytest.raises(UserError, match=rf"{name}: no such file$"):
+            train.main([*FAST, "--weights", name])
 
 
 def test_each_process_draws_its_own_in_a_forward_pass_by_epoch_and_batch(monkeypatch):

@@ -21,6 +21,7 @@ import val
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.metrics import Detections
+from utils.rundir import RunDir
 
 
 def evaluate(tiny_run: Path, project: Path, *flags: str) -> val.Evaluation:
@@ -120,6 +121,14 @@ def test_scores_are_written_as_they_are_printed(tiny_run, tmp_path, capsys):
     assert printed == [f"{score:.4f}" for score in scores]
     trained = (tiny_run / "scores.csv").read_text().splitlines()
     assert trained[0] == head and len(trained) == 4
+
+
+def test_a_class_without_objects_has_empty_cells(tmp_path):
+    val.write_scores(
+        RunDir(tmp_path), [("all", 2, 3, 0.5, 0.25, 0.125, np.float64(0.0625)), ("x, y", 0, 0, *[np.nan] * 4)]
+    )
+    rows = list(csv.reader((tmp_path / "scores.csv").read_text().splitlines()))
+    assert rows[1:] == [["all", "2", "3", "0.5", "0.25", "0.125", "0.0625"], ["x, y", "0", "0", "", "", "", ""]]
 
 
 def test_a_higher_threshold_is_warned_of_and_the_best_one_lies_above_it(tiny_run, tmp_path, capsys):

@@ -35,7 +35,9 @@ PROGRESS = {"epoch": int, "batch": int, "step": int, "seconds": float}
 # What users come with. Those files hold code, which is not run, and beside it weights of nets that are not built here.
 FOREIGN = ("models.", "ultralytics.")
 OTHERS = "weights of YOLOv5, YOLOv7 and Ultralytics are of other nets, and can't be used"
-FOREIGN_NAME = re.compile(r"(yolo|rtdetr|sam|fastsam|mobile_sam)[\w.-]*\.(pt|pth|yaml)$", re.IGNORECASE)
+FOREIGN_NAME = re.compile(  # as those of other projects are called
+    r"(yolov?\d[\w-]{0,9}|yolo_nas_\w|rtdetr-\w{1,2}|mobile_sam|sam2?(\.1)?_\w{1,2}|fastsam-\w)\.pt$", re.IGNORECASE
+)
 MAX_PROGRESS = 1e15
 MAX_IMGSZ = 8192
 

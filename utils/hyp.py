@@ -196,6 +196,9 @@ def load_hyp(path_or_name: str, overrides: list[str] | None = None, flags: Mappi
     hyp = values | changes | dict(said.values())
     if hyp.get("schedule") == CUSTOM and "--schedule" not in flags:
         raise UserError(f"{shown}: schedule: {CUSTOM}: needs its function: --schedule my_module:my_factor")
+    if hyp.get("schedule") == "step" and hyp.get("lrf") == 0:  # of a run that began so all but training is sound
+        what = "schedule: step reaches lrf by falls of one ratio each, and lrf 0 by none; give lrf a number above 0"
+        raise UserError(f"{shown}: {what}")
     try:
         return Hyp(**hyp)
     except UserError as error:  # every value is allowed by itself, so this is two that contradict each other
@@ -228,6 +231,13 @@ def describe(name: str) -> str:
     """Return the values a key allows, their unit, and its sentence: the comment that hyp files carry."""
     metadata = KEYS[name].metadata
     return f"{_range_text(name)} {metadata['unit']}".strip() + f": {metadata['doc']}"
+
+
+def stated(file: str | Path) -> dict[str, Any]:
+    """Return the values that stand in a hyp yaml, by key. Raises `UserError` with all its faults."""
+    values, _, faults = _read_yaml(Path(file), str(file))
+    refuse(faults, str(file))
+    return values
 
 
 def hyp_table() -> str:
@@ -469,8 +479,6 @@ def _value_fault(name: str, value: Any) -> str:
 
 def _contradictions(hyp: Hyp) -> list[str]:
     """Return pairs of values that are allowed by themselves and not together."""
-    if hyp.schedule == "step" and hyp.lrf == 0:
-        return ["schedule: step reaches lrf by falls of one ratio each, and lrf 0 by none; give lrf a number above 0"]
     if hyp.nominal_batch > 0:
         return []
     dividing = ["scale_weight_decay: true"] if hyp.scale_weight_decay else []

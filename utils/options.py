@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ _REFUSED = {
     "--augment": "there is no test-time augmentation",
     "--visualize": "feature maps are not drawn",
     "--update": "a checkpoint is never rewritten",
-    "--half": "numbers are fp32 unless --amp fp16 or --amp bf16 says otherwise",
+    "--half": "--amp says what numbers are: auto (mixed precision on CUDA), off (fp32), fp16 or bf16",
     "--data": "the checkpoint knows its classes",
     "--dnn": "only PyTorch runs the model",
     "--save-hybrid": "labels and predictions are not mixed",
@@ -243,7 +242,7 @@ class TrainOptions(_Options):
         if self.batch_size == -1:
             raise UserError("--batch-size -1: there is no automatic batch size; give a number, such as 16")
         super().__post_init__()
-        beside = Path(self.name).parts[0]
+        beside = Path(self.name).parts[0].lower()
         if beside in SIDE_FOLDERS and "name" in self.explicit and not (self.plan or self.lr_find or self.profile):
             raise UserError(f"--name {self.name}: {beside} is the folder of --{beside.replace('_', '-')}; take another")
         if self.freeze and self.freeze != "backbone" and not re.fullmatch("[0-9]{1,4}", self.freeze):
@@ -436,6 +435,9 @@ def parse(
     words = [_hyphens(word) for word in argv]
     found, rest = _parser(cls, prog, description).parse_known_args(words)
     if rest:
+        if _flag_before(words, rest[0]) == "--source":
+            hint = "--source takes one; put a pattern in quotes, so that the shell leaves it as it is"
+            raise UserError(printable(f"{prog}: {rest[0][:MAX_FILE_NAME]}: {hint}"))
         raise UserError(printable(_stray(cls, prog, [word[:MAX_FILE_NAME] for word in rest], elsewhere)))
     values = {flag.name: _value(flag, vars(found)[flag.name]) for flag in flags(cls) if flag.name in vars(found)}
     if not values.get("help_hyp"):
@@ -443,6 +445,12 @@ def parse(
             if flag.metadata.get("required") and not values.get(flag.name):
                 raise UserError(f"{prog} needs {_spelling(flag)} {_metavar(flag)}: {flag.metadata['help']}")
     return cls(explicit=frozenset(values), **values)
+
+
+def _flag_before(words: Sequence[str], word: str) -> str:
+    """The flag that a word is typed after, with other words between; empty where the word is a flag or after none."""
+    before = [] if word.startswith("-") else words[: words.index(word)]
+    return next((other for other in reversed(before) if other.startswith("--")), "")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -545,8 +553,6 @@ def _stray(cls: type[_Options], prog: str, words: list[str], elsewhere: Callable
     if word[:1] in DASHES and word[1:]:
         return f"{prog}: {word}: flags begin with two plain hyphens: --{word.lstrip(DASHES)}"
     if not equals and not word.startswith("-"):
-        if "--source" in known and os.path.exists(word):
-            return f"{prog}: {word}: --source takes one; put a pattern in quotes, so that the shell leaves it as it is"
         return f"{prog}: {word}: belongs to no flag (a switch such as --exist-ok takes no word)"
     if flag in known and not word.startswith("-"):
         form = flag if known[flag].type == "bool" else f"{flag} {value}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from utils.checkpoint import load_state
 from utils.errors import UserError, many
-from utils.hyp import Hyp, load_hyp
+from utils.hyp import Hyp, load_hyp, stated
 from utils.options import TrainOptions
 from utils.schedule import EXTENSIONS, Course, CustomFactor, Schedule, describe_jump, load_custom
 from utils.stopping import EarlyStopping, is_evaluated
@@ -130,13 +130,16 @@ def _check_own_hyp(origin: Origin) -> None:
     file = origin.folder / "hyp.yaml"
     if origin.force or not file.is_file():
         return
-    own = origin.hyp.to_dict()
-    edited = load_hyp(str(file), flags={"--schedule": "schedule=custom"} if origin.custom else {}).to_dict()
-    for key, value in own.items():
-        if edited[key] != value:
+    try:
+        edited = stated(file)
+    except UserError as error:
+        raise UserError(f"{error}\n  the state has what the run began with: remove the file to go on") from None
+    for key, value in origin.hyp.to_dict().items():
+        own = tuple(value) if isinstance(value, list) else value
+        if edited.get(key, own) != own:
             raise UserError(
                 f"{file}: {key} is {edited[key]}, this run has {value}, and a resumed run is the same run: put it "
-                f"back, or start a new one with --hyp {file} (--force goes on with {value})"
+                f"back, or start a new one with --hyp {file} (without the file, or with --force, this one goes on)"
             )
 
 
