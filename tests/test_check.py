@@ -86,7 +86,7 @@ def test_a_suspicion_or_a_copy_is_no_fault(tmp_path: Path, capsys: pytest.Captur
     assert code == 0
     assert "  huge: val 1; such as images/val/0.jpg: cat (0, 0, 96, 72)" in text
     assert (
-        "  1 of the 1 images of val are, or look like, one of train; such as images/train/1.jpg and images/val/0.jpg"
+        "  1 of the 1 images of val is, or looks like, one of train; such as images/train/1.jpg and images/val/0.jpg"
         in text
     )
     assert "1 class in train, but never in val: dog" in text
