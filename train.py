@@ -40,7 +40,7 @@ from utils import dist
 from utils.checkpoint import TrainState, load_state, remove_state, save_model, save_state
 from utils.device import Precision, compile_regions, keep_freed_memory, prefetch, select_device, set_deterministic
 from utils.ema import ModelEMA
-from utils.errors import Stopped, TrainingDiverged, UserError, many, printable, run_cli
+from utils.errors import Stopped, TrainingDiverged, UserError, many, printable, run_cli, some
 from utils.fingerprint import check_same_run, fingerprint
 from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only, lowered
 from utils.hyp import Hyp, doubts, flag_hint, hyp_table
@@ -368,8 +368,7 @@ def absent(names: Sequence[str], index: Index) -> list[str]:
     """Say which classes have no object to learn from."""
     counts = np.bincount(index.classes[~index.crowd], minlength=len(names))
     gone = [printable(names[i]) for i in np.flatnonzero(counts == 0)]
-    more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
-    return [f"warning: no training object is of class {', '.join(gone[:5])}{more}"] if gone else []
+    return [f"warning: no training object is of class {some(gone, 5)}"] if gone else []
 
 
 def build_training(

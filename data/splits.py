@@ -16,7 +16,7 @@ from data.faults import IMAGE, KINDS, ROW, DataError, Fault
 from data.index import ARRAYS, Index, build_index
 from data.yolo_txt import classes_beyond
 from utils import dist
-from utils.errors import UserError, many
+from utils.errors import UserError, many, some
 from utils.rundir import RunDir
 
 LIST = "faults.txt"
@@ -166,11 +166,10 @@ def _names_short(config: DataConfig, found: Found, indices: Mapping[str, Index])
         return {}
     rows_beyond = [fault for fault in found if fault.kind == "label-class-range"]
     splits = [name for name in indices if any(name in found[fault] for fault in rows_beyond)]
-    rows = ", ".join(f"{label} ({many(count, 'row')})" for label, count in sorted(beyond.items())[:10])
-    more = f" and {len(beyond) - 10} more" if len(beyond) > 10 else ""
+    rows = some([f"{label} ({many(count, 'row')})" for label, count in sorted(beyond.items())], 10)
     names = len(config.label_names)
     has = f"{names} classes (0 to {names - 1})" if names > 1 else "1 class (0)"
-    text = f"names: has {has}, the labels also use {rows}{more}: add their names"
+    text = f"names: has {has}, the labels also use {rows}: add their names"
     first = f" (the first: {rows_beyond[0].file}:{rows_beyond[0].where})"
     from_one = max(beyond) == names and not any((index.classes == 0).any() for index in indices.values())
     hint = "; no row is of class 0: do the labels count from 1?" if from_one and not config.single_cls else ""

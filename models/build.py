@@ -39,7 +39,7 @@ def check_request(cfg: str, weights: str, imgsz: int, frozen: str = "") -> dict[
     elif weights:
         content = load_checkpoint(find_checkpoint(weights))
         config = replace(config, backbone=ModelConfig.from_dict(content["model"], weights).backbone)
-    if frozen:
+    if frozen not in ("", "backbone"):  # a number, which may be too large
         freeze(YOLO(config), frozen)
     return content
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.yolo import YOLO
-from utils.errors import UserError, many, printable
+from utils.errors import UserError, many, printable, some
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Transfer:
         rounded = f"{share:.1%}" if share < 0.9995 else "over 99.9%" if self.left or self.new else "100%"
         text = f"{len(self.taken)} of {count} tensors transferred, {rounded} of the numbers"
         for what, names in (("classes kept", self.kept), ("new classes", self.new)):
-            text += f"; {what}: {printable(_first(names))}" if names else ""
+            text += f"; {what}: {printable(some(names, 5))}" if names else ""
         if self.left:
             text += f"; new: {', '.join(list(self.left)[:3])}{', …' if len(self.left) > 3 else ''}"
         return text + "; is --cfg that of the checkpoint?" * (share < 0.5)
@@ -74,10 +74,6 @@ def transfer_weights(
         return Transfer(taken, left)
     kept = tuple(name for name in new_names if name in old_names)
     return Transfer(taken, left, kept, tuple(name for name in new_names if name not in old_names))
-
-
-def _first(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _is_class_output(name: str) -> bool:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TextIO
 
 MAX_PATH, MAX_FILE_NAME = 4095, 255  # bytes, as Linux has it; other systems allow less
@@ -81,6 +81,11 @@ def many(count: int, one: str) -> str:
 def plural(count: int, one: str) -> str:
     """The word for so many: `image` or `images`; with `es` where it ends in `s`, `x` or `tch` (batch, not epoch)."""
     return one if count == 1 else one + ("es" if one.endswith(("s", "x", "tch")) else "s")
+
+
+def some(words: Sequence[str], most: int) -> str:
+    """The first of the words, and how many more there are: `a, b, c and 4 more`."""
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 
 from utils import dist
 from utils.device import Arriving
-from utils.errors import TrainingDiverged
+from utils.errors import TrainingDiverged, some
 
 MAX_SKIPPED_IN_A_ROW = 20  # fp16 starts with a scale of 2^16 and may halve it that often before it is at fault
 LOOK_EVERY = 10  # steps between looks at the device's count of skips
@@ -180,8 +180,7 @@ class StepGuard:
 
     def _advice(self, step: int) -> str:
         files = [self.name(i) for number, indices in self._recent if number == step for i in indices.tolist()]
-        more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
-        images = f"; images of the last batch: {', '.join(files[:SHOWN_FILES])}{more}" if files else ""
+        images = f"; images of the last batch: {some(files, SHOWN_FILES)}" if files else ""
         return f"what was saved before stands; try a smaller lr0{', or --amp off' * self._mixed}{images}"
 
 

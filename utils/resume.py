@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,12 +118,7 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
 def _check_hyp(options: TrainOptions, saved: TrainOptions, own: Hyp) -> None:
     """Raise `UserError` where the file that is named again no longer holds what the run began with."""
     given = load_hyp(options.hyp, list(saved.set), saved.hyp_flags()).to_dict()
-    for key, value in own.to_dict().items():
-        if value != given[key]:
-            raise UserError(
-                f"--hyp {options.hyp}: {key} is {given[key]}, this run has {value}, and a resumed run is the same run; "
-                f"leave --hyp out, or start a new one"
-            )
+    _hold_to(own, given, f"--hyp {options.hyp}", "; leave --hyp out, or start a new one")
 
 
 def _check_own_hyp(origin: Origin) -> None:
@@ -134,13 +130,16 @@ def _check_own_hyp(origin: Origin) -> None:
         edited = stated(file)
     except UserError as error:
         raise UserError(f"{error}\n  the state has what the run began with: remove the file to go on") from None
-    for key, value in origin.hyp.to_dict().items():
-        own = tuple(value) if isinstance(value, list) else value
-        if edited.get(key, own) != own:
-            raise UserError(
-                f"{file}: {key} is {edited[key]}, this run has {value}, and a resumed run is the same run: put it "
-                f"back, or start a new one with --hyp {file} (without the file, or with --force, this one goes on)"
-            )
+    way = f"put it back, or start a new one with --hyp {file} (without the file, or with --force, this one goes on)"
+    _hold_to(origin.hyp, edited, str(file), f": {way}")
+
+
+def _hold_to(own: Hyp, given: Mapping[str, Any], where: str, way: str) -> None:
+    """Raise the `UserError` of the first value given at `where` that is not the run's own; `way` is what to do."""
+    for key, value in own.to_dict().items():
+        stands = list(given[key]) if isinstance(given.get(key), tuple) else given.get(key, value)
+        if stands != value:
+            raise UserError(f"{where}: {key} is {stands}, this run has {value}, and a resumed run is the same run{way}")
 
 
 def _words(value: object) -> str:
