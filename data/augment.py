@@ -117,30 +117,33 @@ class Composite(NamedTuple):
 STAY = (*[1.0] * 4, *[0.0] * 4, *[-math.inf] * 4, *[math.inf] * 4)  # the way of boxes that lie in the picture
 
 
-def compose(tiles: Sequence[Tile], source: tuple[int, int], matrix: np.ndarray, target: tuple[int, int]) -> Composite:
-    """Lay tiles on a canvas of `source` (width, height) and warp it by a 3×3 `matrix` to `target`, grey elsewhere.
+def compose(tiles: Sequence[Tile], source: tuple[int, int], matrix: np.ndarray, out: np.ndarray) -> Composite:
+    """Lay tiles on a canvas of `source` (width, height) and warp it by a 3×3 `matrix` into the pixels of `out`, uint8
+    `[H, W, 3]`, grey elsewhere.
 
     Where nothing is turned, sheared or tilted, each tile is resized right into its place, and no canvas is made: the
     same picture, but that tiles begin and end on whole pixels of the result, in a fraction of the time.
     """
     (gain_x, skew_x, shift_x), (skew_y, gain_y, shift_y), depth = matrix.tolist()
+    high, wide = out.shape[:2]
     if skew_x or skew_y or depth[0] or depth[1] or gain_x <= 0 or gain_y <= 0:
-        picture = warp(paste(tiles, *source), matrix, *target)
-        return Composite(picture.image, [picture], [STAY])
-    across, down = (source[0], target[0], gain_x, shift_x), (source[1], target[1], gain_y, shift_y)
-    image = np.full((target[1], target[0], 3), GREY[0], np.uint8)
+        picture = warp(paste(tiles, *source), matrix, wide, high)
+        out[...] = picture.image
+        return Composite(out, [picture], [STAY])
+    across, down = (source[0], wide, gain_x, shift_x), (source[1], high, gain_y, shift_y)
+    out[...] = GREY[0]
     parts, ways = [], []
     for part, x, y in tiles:
         left, right, u1, u2 = _span(x, part.image.shape[1], *across)
         top, bottom, v1, v2 = _span(y, part.image.shape[0], *down)
         if u1 == u2 or v1 == v2:
             continue
-        cv2.resize(part.image[top:bottom, left:right], (u2 - u1, v2 - v1), dst=image[v1:v2, u1:u2])
-        gain, high = ((u2 - u1) / (right - left), (v2 - v1) / (bottom - top)), (u2, v2)
+        cv2.resize(part.image[top:bottom, left:right], (u2 - u1, v2 - v1), dst=out[v1:v2, u1:u2])
+        gain, end = ((u2 - u1) / (right - left), (v2 - v1) / (bottom - top)), (u2, v2)
         shift = u1 - left * gain[0], v1 - top * gain[1]
-        ways.append((*gain, *gain, *shift, *shift, u1, v1, u1, v1, *high, *high))
+        ways.append((*gain, *gain, *shift, *shift, u1, v1, u1, v1, *end, *end))
         parts.append(part)
-    return Composite(image, parts, ways)
+    return Composite(out, parts, ways)
 
 
 def settle(composites: Sequence[Composite]) -> list[Picture]:
@@ -265,9 +268,9 @@ def _enclose_inside(quads: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def mixup(first: Composite, second: Composite, share: float) -> Composite:
-    """Blend two pictures of one size, `share` of the first; all boxes of both stay (Zhang et al. 2018)."""
-    image = cv2.addWeighted(first.image, share, second.image, 1 - share, 0)
-    return Composite(image, first.parts + second.parts, first.ways + second.ways)
+    """Blend a picture into the first, `share` of which is left; all boxes of both stay (Zhang et al. 2018)."""
+    cv2.addWeighted(first.image, share, second.image, 1 - share, 0, dst=first.image)
+    return Composite(first.image, first.parts + second.parts, first.ways + second.ways)
 
 
 def hsv_draw(image: np.ndarray, numbers: Sequence[float], hue: float, saturation: float, value: float) -> np.ndarray:
@@ -279,12 +282,10 @@ def hsv_draw(image: np.ndarray, numbers: Sequence[float], hue: float, saturation
     return hsv_matrix(image, hue * turn, 1 + saturation * vivid, 1 + value * bright)
 
 
-def recolour(image: np.ndarray, colour: np.ndarray, out: np.ndarray) -> None:
-    """Multiply the RGB of every pixel by a 3×3 matrix, rounded and kept within 0 and 255. `out` may be `image`."""
+def recolour(image: np.ndarray, colour: np.ndarray) -> None:
+    """Multiply the RGB of every pixel by a 3×3 matrix, in place, rounded and kept within 0 and 255."""
     if colour is not SAME:
-        cv2.transform(image, colour, dst=out)
-    elif out is not image:
-        out[...] = image
+        cv2.transform(image, colour, dst=image)
 
 
 def hsv_matrix(image: np.ndarray, turn: float, saturation: float, value: float) -> np.ndarray:
@@ -307,15 +308,13 @@ def hsv_matrix(image: np.ndarray, turn: float, saturation: float, value: float) 
     return np.array(rows, np.float32)
 
 
-def finish(composite: Composite, colour: np.ndarray, mirrored: tuple[bool, bool], out: np.ndarray) -> Composite:
-    """Recolour a picture, and mirror it left-right, top-bottom, or both, into the pixels of `out`."""
+def finish(composite: Composite, colour: np.ndarray, mirrored: tuple[bool, bool]) -> Composite:
+    """Recolour a picture, and mirror it left-right, top-bottom, or both: in place, where its pixels are at hand."""
     image, (horizontal, vertical) = composite.image, mirrored
+    recolour(image, colour)
     if horizontal or vertical:
-        recolour(image, colour, image)
-        cv2.flip(image, -1 if horizontal and vertical else int(horizontal), dst=out)
-    else:
-        recolour(image, colour, out)
-    return composite._replace(image=out, mirrored=mirrored)
+        cv2.flip(image, -1 if horizontal and vertical else int(horizontal), dst=image)
+    return composite._replace(mirrored=mirrored)
 
 
 def _mirror(boxes: np.ndarray, width: int, height: int, horizontal: bool, vertical: bool) -> None:

@@ -288,28 +288,27 @@ class DetectionDataset(Dataset[Sample]):
 
     def _painted(self, key: SampleKey, numbers: Numbers, out: np.ndarray) -> tuple[Composite, np.ndarray]:
         """A sample but for its boxes, its pixels in `out`, with the matrix that they are yet to be multiplied by."""
-        hyp, composite = self.hyp, self._warped(key, numbers)
+        hyp, composite = self.hyp, self._warped(key, numbers, out)
         if self._composes(key.epoch) and numbers.mixup[0] < hyp.mixup:
             (partner,) = self._partners(key, numbers.mixup[1:])
             own = SampleKey(key.epoch, partner)
-            other = self._warped(own, Numbers.draw(self.seed, own, 1 + key.index))
+            other = self._warped(own, Numbers.draw(self.seed, own, 1 + key.index), np.empty_like(out))
             composite = mixup(composite, other, rng(self.seed, "mixup", *key).beta(32.0, 32.0))
         colour = hsv_draw(composite.image, numbers.colour, hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
         now, later = (SAME, colour) if self.defer_colour else (colour, SAME)
         left_right, top_bottom = numbers.flips
-        return finish(composite, now, (left_right < hyp.fliplr, top_bottom < hyp.flipud), out), later
+        return finish(composite, now, (left_right < hyp.fliplr, top_bottom < hyp.flipud)), later
 
-    def _warped(self, key: SampleKey, numbers: Numbers) -> Composite:
-        """A mosaic or a single picture, warped."""
+    def _warped(self, key: SampleKey, numbers: Numbers, out: np.ndarray) -> Composite:
+        """A mosaic or a single picture, warped into `out`."""
+        target = out.shape[1::-1]
         if self._composes(key.epoch) and numbers.composite < self.hyp.mosaic:
-            tiles = self._mosaic(key, numbers)
-            source, target = (2 * self.imgsz,) * 2, (self.imgsz,) * 2
+            tiles, source = self._mosaic(key, numbers), (2 * self.imgsz,) * 2
         else:
-            picture = self._load(key.index, key)
-            source = target = self._shape(key.index)[::-1]
+            picture, source = self._load(key.index, key), target
             left, top = ((side - own) // 2 for side, own in zip(target, picture.image.shape[1::-1], strict=True))
             tiles = [Tile(picture, left, top)]
-        return compose(tiles, source, self._affine.draw(numbers.affine, source, target), target)
+        return compose(tiles, source, self._affine.draw(numbers.affine, source, target), out)
 
     def _partners(self, key: SampleKey, numbers: Sequence[float]) -> list[int]:
         """An image for each number, from those just before this one in the epoch's order: whoever loads them in turn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -270,8 +271,13 @@ def test_letterbox_centres_the_image() -> None:
     assert (canvas == 114).sum() == 3 * (6 * 9 - 12)
 
 
+def onto(tiles: Sequence[Tile], source: tuple[int, int], matrix: np.ndarray, target: tuple[int, int]) -> Composite:
+    """Tiles composed into new pixels of `target` (width, height)."""
+    return compose(tiles, source, matrix, np.zeros((*target[::-1], 3), np.uint8))
+
+
 def composed(*layout: Any) -> Picture:
-    return settle([compose(*layout)])[0]
+    return settle([onto(*layout)])[0]
 
 
 def smooth_picture(draw: np.random.Generator, width: int, height: int) -> Picture:
@@ -308,7 +314,7 @@ def test_each_tile_is_resized_into_its_place_and_nothing_else_changes(seed: int)
     matrix = np.diag([*draw.uniform(0.02, 2, 2), 1])
     pictures = [no_boxes(draw.integers(0, 256, (*draw.integers(1, 40, 2), 3), dtype=np.uint8)) for _ in range(4)]
     tiles = mosaic(pictures, *map(int, draw.integers(0, 80, 2)))
-    image = compose(tiles, (80, 80), matrix, (50, 50)).image
+    image = onto(tiles, (80, 80), matrix, (50, 50)).image
     expected = np.full((50, 50, 3), 114, np.uint8)
     for (own, _, _), x, y in tiles:
         left, right, u1, u2 = _span(x, own.shape[1], 80, 50, matrix[0, 0], 0)
@@ -361,8 +367,8 @@ def test_a_tile_that_moves_by_whole_pixels_is_copied() -> None:
 
 
 def jitter_hsv(image: np.ndarray, draw: np.random.Generator, *ranges: float) -> np.ndarray:
-    out = np.empty_like(image)
-    recolour(image, hsv_draw(image, draw.random(3), *ranges), out)
+    out = image.copy()
+    recolour(out, hsv_draw(image, draw.random(3), *ranges))
     return out
 
 
@@ -421,7 +427,7 @@ def test_colours_changed_in_their_place_are_those_changed_elsewhere(side: int) -
     colour = hsv_draw(image, draw.random(3), 0.5, 0.9, 0.4)
     exact = np.clip(np.rint(image @ colour.T.astype(np.float64)), 0, 255)
     elsewhere = cv2.transform(image, colour)
-    recolour(image, colour, image)
+    recolour(image, colour)
     assert (image == elsewhere).all()
     assert np.abs(image - exact).max() <= 1  # OpenCV counts in fixed point
 
@@ -429,7 +435,7 @@ def test_colours_changed_in_their_place_are_those_changed_elsewhere(side: int) -
 def whole(picture: Picture) -> Composite:
     """A picture as the only part of one of its size."""
     height, width = picture.image.shape[:2]
-    return compose([Tile(picture, 0, 0)], (width, height), np.eye(3), (width, height))
+    return onto([Tile(picture, 0, 0)], (width, height), np.eye(3), (width, height))
 
 
 @pytest.mark.parametrize("colour", [SAME, np.diag([0.5, 1, 0]).astype(np.float32)])
@@ -441,12 +447,27 @@ def whole(picture: Picture) -> Composite:
 def test_a_finished_picture_is_recoloured_and_mirrored_with_its_boxes(
     horizontal: bool, vertical: bool, expected: tuple[int, ...], colour: np.ndarray
 ) -> None:
-    picture, out = rectangle(30, 20, (2, 3, 10, 9)), np.zeros((20, 30, 3), np.uint8)
+    composite = whole(rectangle(30, 20, (2, 3, 10, 9)))
     (left, top, right, bottom), changed = expected, (255, 255, 255) if colour is SAME else (128, 255, 0)
-    image, boxes, classes = settle([finish(whole(picture), colour, (horizontal, vertical), out)])[0]
-    assert image is out and boxes.tolist() == [list(expected)] and boxes.dtype == np.float32 and classes.tolist() == [3]
+    image, boxes, classes = settle([finish(composite, colour, (horizontal, vertical))])[0]
+    assert image is composite.image and boxes.dtype == np.float32
+    assert boxes.tolist() == [list(expected)] and classes.tolist() == [3]
     assert (image[top:bottom, left:right] == changed).all()
     assert (image == changed).all(-1).sum() == (right - left) * (bottom - top)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 31, 64, 333, 640])
+def test_a_picture_is_mirrored_in_its_place(width: int) -> None:
+    image = np.random.default_rng(width).integers(0, 256, (width // 2 + 1, width, 3), dtype=np.uint8)
+    for mirrored, expected in (
+        ((True, False), image[:, ::-1]),
+        ((False, True), image[::-1]),
+        ((True, True), image[::-1, ::-1]),
+    ):
+        batch = np.zeros((3, *image.shape), np.uint8)
+        batch[1] = image
+        finish(Composite(batch[1], [], []), SAME, mirrored)
+        assert (batch[1] == expected).all() and not batch[::2].any()
 
 
 def test_mixup_blends_and_keeps_all_boxes() -> None:
@@ -463,9 +484,9 @@ def test_pictures_that_are_settled_together_are_those_settled_alone() -> None:
     for turn in range(12):
         tiles = mosaic([smooth_picture(draw, 80, 60) for _ in range(4)], *map(int, draw.integers(40, 120, 2)))
         ranges = ALL if turn % 3 == 0 else Affine(0, 0.3, 0.9, 0, 0)
-        one = compose(tiles, (160, 160), ranges.draw(draw.random(8), (160, 160), (80, 80)), (80, 80))
+        one = onto(tiles, (160, 160), ranges.draw(draw.random(8), (160, 160), (80, 80)), (80, 80))
         one = one if turn % 4 else mixup(one, one, 0.5)
-        composites.append(finish(one, SAME, (turn % 2 == 0, turn % 5 == 0), np.empty_like(one.image)))
+        composites.append(finish(one, SAME, (turn % 2 == 0, turn % 5 == 0)))
     composites.insert(3, Composite(np.zeros((9, 9, 3), np.uint8), [], []))  # nothing is seen
     together, alone = settle(composites), [settle([one])[0] for one in composites]
     assert sum(len(picture.boxes) for picture in together) > 50
