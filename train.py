@@ -214,44 +214,24 @@ def take_losses(state: TrainState) -> dict[str, float]:
 
 def fit(training: Training, data: Data, output: Output, options: TrainOptions, hyp: Hyp) -> None:
     """Train epoch by epoch: train, evaluate, log, save, until the last epoch or for want of a better one."""
-    state, settings = training.state, DetectSettings(nms=options.nms)
+    state, stopping = training.state, training.stopping
     recovery = build_recovery(training, output, options)
     pace, stop = Pace(), False
     while state.epoch < options.epochs and not stop:
-        epoch = state.epoch
+        epoch, better = state.epoch, False
         recovery.keep(at_start=state.batch == 0)
-        with Progress(
-            len(data.train_loader),
-            f"epoch {epoch + 1}/{options.epochs}",
-            initial=state.batch,
-            epochs_to_come=options.epochs - epoch - 1,
-            pace=pace,
-            enabled=dist.is_main(),
-        ) as progress:
-            try:
-                train_one_epoch(training, progress)
-            except TrainingDiverged as error:
-                recovery.recover(error)
-                continue
-        taken = training.telemetry.take(dict(state.means))  # a stop in the evaluation saves them
-        row: dict[str, Any] = {"time": state.seconds, **take_losses(state), **taken}
-        better, last = False, epoch + 1 == options.epochs
-        evaluated = dist.is_main() and is_evaluated(epoch + 1, options.epochs, options.val_period, options.noval)
-        if evaluated:
-            with signals.interruptible():
-                evaluation = evaluate_ema(training, data, settings)
-            row |= evaluation.row()
         try:
-            training.guard.judge_evaluation(epoch, dist.from_main(not evaluated or evaluation.is_finite))
+            row, evaluation = train_and_evaluate(training, data, options, pace)
         except TrainingDiverged as error:
             recovery.recover(error)
             continue
-        if evaluated:
-            better = training.stopping.update(epoch, fitness(row, hyp.fitness))
-            print(score_line(evaluation, better and training.stopping.best_fitness > 0), flush=True)
+        if evaluation is not None:
+            better = stopping.update(epoch, fitness(row, hyp.fitness))
+            print(score_line(evaluation, better and stopping.best_fitness > 0), flush=True)
         end_epoch(training)
         row |= {f"lr/{name}": value for name, value in training.lr.current().items()}
-        stop = dist.from_main(evaluated and training.stopping.should_stop(epoch))
+        last = state.epoch == options.epochs
+        stop = dist.from_main(evaluation is not None and stopping.should_stop(epoch))
         if dist.is_main():
             for logger in output.loggers:
                 logger.log(state.epoch, finite_only(row))
@@ -259,8 +239,36 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
             if last or stop:
                 remove_state(output.run.weights / ROLLBACK)
         if stop and not last:
-            best = training.stopping.best_epoch + 1
+            best = stopping.best_epoch + 1
             say(f"stopped: no better {hyp.fitness} for {many(options.patience, 'epoch')} (best: epoch {best})")
+
+
+def train_and_evaluate(
+    training: Training, data: Data, options: TrainOptions, pace: Pace
+) -> tuple[dict[str, Any], Evaluation | None]:
+    """Train to the end of an epoch; return its row, and its evaluation: the main process has one of some epochs.
+
+    Raises `TrainingDiverged`, in all processes.
+    """
+    state, evaluation = training.state, None
+    epoch = state.epoch
+    with Progress(
+        len(data.train_loader),
+        f"epoch {epoch + 1}/{options.epochs}",
+        initial=state.batch,
+        epochs_to_come=options.epochs - epoch - 1,
+        pace=pace,
+        enabled=dist.is_main(),
+    ) as progress:
+        train_one_epoch(training, progress)
+    taken = training.telemetry.take(dict(state.means))  # a stop in the evaluation saves them
+    row: dict[str, Any] = {"time": state.seconds, **take_losses(state), **taken}
+    if dist.is_main() and is_evaluated(epoch + 1, options.epochs, options.val_period, options.noval):
+        with signals.interruptible():
+            evaluation = evaluate_ema(training, data, options)
+        row |= evaluation.row()
+    training.guard.judge_evaluation(epoch, dist.from_main(evaluation is None or evaluation.is_finite))
+    return row, evaluation
 
 
 def build_recovery(training: Training, output: Output | None, options: TrainOptions) -> Recovery:
@@ -282,7 +290,7 @@ def build_recovery(training: Training, output: Output | None, options: TrainOpti
     return Rollback(training.guard, training.lr.lower, path, save_here, load_here, say)
 
 
-def evaluate_ema(training: Training, data: Data, settings: DetectSettings) -> Evaluation:
+def evaluate_ema(training: Training, data: Data, options: TrainOptions) -> Evaluation:
     """Evaluate the averaged weights on the validation split."""
     return evaluate(
         training.ema.module,
@@ -291,7 +299,7 @@ def evaluate_ema(training: Training, data: Data, settings: DetectSettings) -> Ev
         data.config.names,
         training.criterion,
         training.precision,
-        settings,
+        DetectSettings(nms=options.nms),
     )
 
 

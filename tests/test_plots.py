@@ -115,6 +115,7 @@ def lr_of(epochs: int, steps: int = 5, close_mosaic: int | None = None) -> Simpl
     factor = np.linspace(1, 0.01, epochs).repeat(steps)
     ramp = np.minimum(1, np.arange(epochs * steps) / max(warmup, 1))
     return SimpleNamespace(
+        schedule="linear",
         epochs=epochs,
         steps_per_epoch=steps,
         warmup_steps=warmup,
@@ -138,7 +139,9 @@ def test_lr_picture_shows_every_value(
     plot_lr(curve, tmp_path / "lr.png")
     assert_picture(tmp_path / "lr.png")
     upper, lower = figures[0].axes
-    for line, values in zip(upper.lines, curve.lr.values(), strict=True):
+    assert upper.get_title() == f"linear, {epochs} epoch{'s' * (epochs > 1)}"
+    for line, name in zip(upper.lines, ("decay", "bias"), strict=True):  # no_decay's would only hide decay's
+        values = curve.lr[name]
         assert line.get_drawstyle() == "steps-post"
         np.testing.assert_array_equal(shown_at(line, np.arange(5 * epochs) / 5), values)
         assert line.get_xdata()[-1] == epochs and line.get_ydata()[-1] == values[-1]
@@ -186,7 +189,9 @@ def test_lr_picture_marks_what_was_trained_before_and_where_the_run_was_extended
 def test_lr_picture_names_start_peak_and_end(tmp_path: Path, figures: list[Figure]) -> None:
     plot_lr(lr_of(40), tmp_path / "lr.png")
     texts = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
-    assert texts[0] == "decay: 0 → 0.009238 → 0.0001"  # 0.01 · (1 − 0.99·3/39), in the first epoch after warm-up
+    assert (
+        texts[0] == "decay, no_decay:\n0 → 0.009238 → 0.0001"
+    )  # 0.01 · (1 − 0.99·3/39), in the first epoch after warm-up
 
 
 # ---- learning rate: range test and schedulers ------------------------------------------------------------------------

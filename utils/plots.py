@@ -52,6 +52,7 @@ _PAGE = 1920  # pixels along the longer side of a page of images
 class LearningRateCurve(Protocol):
     """What is known of the learning rate before the run: a value per iteration for every parameter group."""
 
+    schedule: str
     epochs: int
     steps_per_epoch: int
     warmup_steps: int
@@ -121,8 +122,9 @@ def plot_lr(curve: LearningRateCurve, path: Path, resumed_step: int = 0) -> None
     epochs = np.arange(steps + 1) / curve.steps_per_epoch
     with _picture(path, 10, 6.5) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-        for (name, values), style in zip(curve.lr.items(), _line_styles(), strict=False):
-            _draw_steps(upper, *_changes(epochs, values), f"{name}: {_span(values)}", **style)
+        for (names, values), style in zip(_alike(curve.lr), _line_styles(), strict=False):
+            _draw_steps(upper, *_changes(epochs, values), f"{', '.join(names)}:\n{_span(values)}", **style)
+        upper.set_title(f"{curve.schedule}, {many(curve.epochs, 'epoch')}", fontsize=10)
         _draw_steps(lower, *_changes(epochs, curve.momentum), "momentum", color=BLUE, lw=1.6)
         for axes, title in ((upper, "learning rate"), (lower, "momentum")):
             axes.set_ylabel(title)
@@ -402,11 +404,24 @@ def _changes(edges: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.append(edges[:-1][places], edges[-1]), values[places]
 
 
+def _alike(curves: dict[str, np.ndarray]) -> list[tuple[list[str], np.ndarray]]:
+    """The curves with the names of each: one that is another's too would only hide it."""
+    found: list[tuple[list[str], np.ndarray]] = []
+    for name, values in curves.items():
+        names = next((names for names, other in found if np.array_equal(values, other)), None)
+        if names is None:
+            found.append(([name], values))
+        else:
+            names.append(name)
+    return found
+
+
 def _line_styles() -> Iterator[dict[str, Any]]:
     """Endless styles of lines; where two lie on top of each other, the lower shows through the gaps of the upper."""
-    dashes = ("-", (0, (5, 4)), (0, (1, 2)))
+    dashes = ((0, (5, 4)), (0, (1, 2)), (0, (4, 2, 1, 2)))
+    yield {"color": BLUE, "linestyle": "-", "lw": 2.2}
     for i in count():
-        yield {"color": (BLUE, ORANGE, GREEN, GREY)[i % 4], "linestyle": dashes[i % 3], "lw": (2.2, 1.6, 1.6)[i % 3]}
+        yield {"color": (ORANGE, GREEN, GREY, BLUE)[i % 4], "linestyle": dashes[i % 3], "lw": 1.6}
 
 
 def _span(values: np.ndarray) -> str:

@@ -264,6 +264,7 @@ class Schedule:
         self, settings: ScheduleSettings, course: Course, steps_per_epoch: int, custom: CustomFactor | None = None
     ) -> None:
         self.course, self.steps_per_epoch, self.target_momentum = course, steps_per_epoch, settings.momentum
+        self.name = custom.spec if custom else settings.schedule
 
         def formula(start: int, epochs: int) -> Stage:
             factor = build_factor(settings, epochs, custom)
@@ -310,10 +311,11 @@ def group_rates(optimizer: Optimizer, warmup_bias_lr: float) -> dict[str, GroupR
 class LRCurve:
     """What every iteration of a run uses: arrays of `epochs · steps_per_epoch` float64 values.
 
-    warmup_wanted: iterations of warm-up that were asked for.  extended: epochs from which on a formula over another
-    length holds.
+    schedule: its name; MODULE:FUNCTION of the user's own.  warmup_wanted: iterations of warm-up that were asked for.
+    extended: epochs from which on a formula over another length holds.
     """
 
+    schedule: str
     epochs: int
     steps_per_epoch: int
     warmup_steps: int
@@ -345,6 +347,7 @@ def lr_curve(schedule: Schedule, rates: dict[str, GroupRate], close_mosaic: int)
         momentum[step] = warmup.momentum_at(schedule.target_momentum, step)
     closing = max(course.planned - close_mosaic, 0) if close_mosaic > 0 else None
     return LRCurve(
+        schedule=schedule.name,
         epochs=course.epochs,
         steps_per_epoch=steps_per_epoch,
         warmup_steps=schedule.stages[0].warmup.steps,
