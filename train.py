@@ -37,7 +37,7 @@ from models.loss import DetectionLoss, LossTerms
 from models.transfer import describe_frozen, freeze, hold
 from models.yolo import MAX_STRIDE, YOLO, count_parameters
 from utils import dist
-from utils.checkpoint import TrainState, load_state, remove_state, save_model, save_state
+from utils.checkpoint import TrainState, load_state, remove_state, restart_from, save_model, save_state
 from utils.device import Precision, compile_regions, keep_freed_memory, prefetch, select_device, set_deterministic
 from utils.ema import ModelEMA
 from utils.errors import Stopped, TrainingDiverged, UserError, many, printable, run_cli, some
@@ -224,6 +224,7 @@ def fit(training: Training, data: Data, output: Output, options: TrainOptions, h
             row, evaluation = train_and_evaluate(training, data, options, pace)
         except TrainingDiverged as error:
             recovery.recover(error)
+            training.keeper.changed()
             continue
         if evaluation is not None:
             better = stopping.update(epoch, fitness(row, hyp.fitness))
@@ -532,6 +533,8 @@ def open_output(
         run.write_yaml(OPTIONS, options.to_dict())
     for line in data.splits.write_list(run):
         say(line)
+    if origin.taken is not None:
+        restart_from(origin.taken, run.weights / "last.pt", training.state, description)
     run.write_yaml("fingerprint.yaml", description["fingerprint"], "What the weights depend on beside the options.")
     return Output(run, description, build_loggers(run.path, after_epoch=training.state.epoch), lock)
 
@@ -738,7 +741,8 @@ def way_on(options: TrainOptions, origin: Origin) -> str | None:
     if origin.content is None:
         return None
     longer = f" --epochs {options.epochs} --extend {options.extend}" if options.extend else ""
-    return f"{resume_command(origin.folder, options.schedule)}{longer}"
+    from_last = Path(options.resume).name == "last.pt"
+    return f"{resume_command(origin.folder if from_last else options.resume, options.schedule)}{longer}"
 
 
 def resume_command(folder: str | Path | None, schedule: str) -> str:
@@ -790,4 +794,7 @@ if __name__ == "__main__":
     gc.freeze()  # what was imported stays to the end: no collection looks at it again
     gc.enable()
     signals.catch()
-    run_cli(main)
+    try:
+        run_cli(main)
+    finally:
+        signals.hold()  # all is said: one that comes now would end as a traceback of the interpreter's end

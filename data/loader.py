@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,8 +26,10 @@ from utils.device import keep_freed_memory
 from utils.errors import UserError
 from utils.seed import rng
 
+WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) exited unexpectedly")  # torch's words
 PREFETCH = 2  # batches that a worker is ahead
 SPARE = 4  # and those that the trainer has at once
+DIED = "a loader worker ended by itself (killed, perhaps for want of memory)"
 
 
 @dataclass(frozen=True)
@@ -211,12 +215,11 @@ class Loader:
         self._plan = Plan(shapes, batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size)
         decoders = workers * dist.local_world_size()
         shared = dataset.room_to_share((workers + 1) * batch_size * world_size) if decoders > 1 else None
-        slots = None
-        if workers and FORKS:
-            slots = Slots(PREFETCH * workers + SPARE, 3 * batch_size * int(shapes.prod(-1).max(initial=1)))
-        self._source = _BatchSource(dataset, shared, slots)
+        self._source = _BatchSource(dataset, shared)
         self._workers, self._onward = workers, _Onward(self._plan)
-        self._torch_loader = self._start(pin_memory and torch.cuda.is_available()) if workers > 0 else None
+        self._largest = 3 * batch_size * int(shapes.prod(-1).max(initial=1))  # bytes of a batch's pixels
+        self._pin_memory = pin_memory and torch.cuda.is_available()
+        self._torch_loader = self._start() if workers > 0 else None
         self._batches: Iterator[Handed | Batch | UserError] = iter(())
         self._next: tuple[int, int] | None = None  # the epoch and number of what `_batches` gives next
 
@@ -236,18 +239,34 @@ class Loader:
         if self._torch_loader is None:
             yield from (self._source.load(keys) for keys in self._plan.keys(epoch, start_batch))
             return
-        if self._next != (epoch, start_batch):
-            self._onward.begin = epoch, start_batch
-            # Workers that are half started could not be ended by `close`.
-            with signals.deferred(), _no_word_on_workers():
-                self._batches = iter(self._torch_loader)
         for number in range(start_batch, len(self._plan)):
-            self._next = None  # unknown, should this be the last that is heard of them
-            batch = next(self._batches)
+            batch = self._from_workers(epoch, number)
             if isinstance(batch, UserError):
                 raise batch
             self._next = (epoch, number + 1) if number + 1 < len(self._plan) else (self._plan.after(epoch), 0)
             yield batch.batch() if isinstance(batch, Handed) else batch
+
+    def _from_workers(self, epoch: int, number: int) -> Handed | Batch | UserError:
+        """A batch of an epoch. Where a worker has died, others take the place of all, once for a batch: they make the
+        same of it."""
+        for first in (True, False):
+            if self._next != (epoch, number):
+                self._onward.begin = epoch, number
+                # Workers that are half started could not be ended by `close`.
+                with signals.deferred(), _no_word_on_workers():
+                    self._batches = iter(self._torch_loader)
+                    signals.ignore_deaths()
+            self._next = None  # unknown, should this be the last that is heard of them
+            try:
+                return next(self._batches)
+            except RuntimeError as error:
+                if not WORKER_DIED.search(str(error)):
+                    raise
+            if first:
+                print(f"warning: {DIED}: the workers are started anew, and make the same batches", file=sys.stderr)
+                self.close()
+                self._torch_loader = self._start()
+        raise UserError(f"{DIED}, twice at one batch: use fewer --workers or a smaller --batch, or --workers 0")
 
     def close(self) -> None:
         """End the workers, at once whatever they do. A loader that is closed still loads, in this process."""
@@ -257,11 +276,12 @@ class Loader:
             # rest. A word to it, as torch gives it, but now.
             iterator._pin_memory_thread_done_event.set()
             iterator._worker_result_queue.put((None, None))
-            iterator._pin_memory_thread.join()
+            iterator._pin_memory_thread.join(timeout=2)  # a worker that died by itself may have left half a message
         signals.kill(getattr(iterator, "_workers", ()))  # torch itself would wait for each to end its batch
         self._torch_loader, self._batches, self._next = None, iter(()), None
 
-    def _start(self, pin_memory: bool) -> DataLoader[Batch]:
+    def _start(self) -> DataLoader[Batch]:
+        self._source.slots = Slots(PREFETCH * self._workers + SPARE, self._largest) if FORKS else None
         # Forking takes milliseconds and shares the index; spawned workers would import torch for seconds each. It is
         # safe beside CUDA and OpenMP as long as the child touches neither: it only runs NumPy and OpenCV, without
         # threads, and torch on the CPU with one thread. Elsewhere the platform's own way is used: all of this pickles.
@@ -272,7 +292,7 @@ class Loader:
                 sampler=self._onward,
                 num_workers=self._workers,
                 collate_fn=_as_it_is,
-                pin_memory=pin_memory,
+                pin_memory=self._pin_memory,
                 worker_init_fn=_init_worker,
                 multiprocessing_context="fork" if FORKS else None,
                 generator=torch.Generator(),  # else each epoch would draw from torch's global generator
@@ -292,8 +312,10 @@ def _no_word_on_workers() -> Iterator[None]:
 class _BatchSource(Dataset[Batch]):
     """Whole batches by their list of keys."""
 
-    def __init__(self, dataset: DetectionDataset, shared: RecentImages | None, slots: Slots | None) -> None:
-        self._dataset, self._shared, self._slots = dataset, shared, slots
+    slots: Slots | None = None
+
+    def __init__(self, dataset: DetectionDataset, shared: RecentImages | None) -> None:
+        self._dataset, self._shared = dataset, shared
 
     def load(self, keys: list[SampleKey]) -> Batch:
         return self._filled(keys, np.empty(self._dataset.batch_shape(keys), np.uint8))
@@ -306,7 +328,7 @@ class _BatchSource(Dataset[Batch]):
         self._dataset.shared = self._shared
         try:
             # Without slots, where workers don't inherit memory, torch hands the batch over.
-            return self.load(keys) if self._slots is None else self._handed(keys, self._slots)
+            return self.load(keys) if self.slots is None else self._handed(keys, self.slots)
         except UserError as error:  # returned: torch would wrap the one line of a raised one in the worker's traceback
             return UserError(str(error))
 

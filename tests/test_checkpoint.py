@@ -25,9 +25,11 @@ from utils.checkpoint import (
     VERSION,
     TrainState,
     find_checkpoint,
+    find_state,
     load_checkpoint,
     load_state,
     model_weights,
+    restart_from,
     save_model,
     save_state,
 )
@@ -252,6 +254,20 @@ def test_a_damaged_state_falls_back_to_the_one_before(two: Path, capsys: pytest.
     two.unlink()
     assert load_state(two)["state"]["progress"]["epoch"] == 1
     assert "no such checkpoint; taking" in capsys.readouterr().err
+
+
+def test_a_damaged_state_never_takes_the_place_of_the_sound_one_before_it(two: Path) -> None:
+    """Whatever ends the first save after it: the state before must outlast it."""
+    damage(two)
+    content, taken = find_state(two)
+    assert taken == two.with_name("last.previous.pt") == find_state(taken)[1]
+    state, sound = run(), taken.read_bytes()
+    state.load_state_dict(content["state"])
+    restart_from(taken, two, state, DESCRIPTION)
+    assert taken.read_bytes() == sound  # it was not replaced by the damaged one
+    assert load_checkpoint(two)["state"]["progress"]["epoch"] == 1
+    damage(two)
+    assert load_state(two)["state"]["progress"]["epoch"] == 1
 
 
 def test_two_damaged_states_are_an_error(two: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,6 +114,18 @@ def test_what_is_on_the_disk_is_not_saved_again(ask: Callable[[], None]) -> None
         assert saved == ([(2, 0)] if how is Keeper.save else [])
 
 
+def test_a_state_that_changed_at_the_place_of_the_save_is_saved_again(ask: Callable[[], None]) -> None:
+    """A rollback to the start of an epoch, whose state is on the disk with the lr of before."""
+    state, saved = State(epoch=2), []
+    kept = build(state, saved)
+    kept.save()
+    kept.changed()
+    ask()
+    with pytest.raises(Stopped), kept:
+        next(kept.watch(range(3)))
+    assert saved == [(2, 0), (2, 0)]
+
+
 def test_half_a_step_is_taken_back(ask: Callable[[], None]) -> None:
     state, saved, buffers = State(), [], (torch.zeros(3), torch.zeros((), dtype=torch.int64))
     with pytest.raises(Stopped), build(state, saved, buffers=buffers) as keeper:
@@ -144,8 +156,10 @@ def test_processes_stop_together(monkeypatch: pytest.MonkeyPatch, ask: Callable[
     others = iter([False, False, True])
     monkeypatch.setattr(dist, "any_process", lambda mine: next(others))
     state, saved = State(), []
+    # The one that saves may take long: whoever ended meanwhile would have it killed.
+    monkeypatch.setattr(dist, "barrier", lambda: saved.append("all are here"))
     with pytest.raises(Stopped, match="stopped with another process"), build(state, saved) as keeper:
         for batch in keeper.watch(range(1, 9)):
             state.batch = batch
             keeper.after_step()
-    assert saved == [(0, 3)]
+    assert saved == [(0, 3), "all are here"]

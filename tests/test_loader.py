@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ import torch
 
 from data import dataset as dataset_module
 from data import loader as loader_module
+from data.augment import Picture
 from data.dataset import DetectionDataset, Sample, SampleKey
 from data.loader import (
     PREFETCH,
@@ -206,7 +208,7 @@ def test_batches_come_through_memory_that_is_used_again_and_is_no_file(index: La
     many = Labelled(index.paths * 10, index.sizes.tolist() * 10, [[]] * 110)
     source = dataset(many, augment=augment, rect=not augment)
     alone, helped = list(loader(source).epoch(2)), loader(source, workers=1)
-    slots, files = helped._source._slots, torch_files()
+    slots, files = helped._source.slots, torch_files()
     total = free(slots)
     try:
         next(helped.epoch(1))  # abandoned
@@ -406,6 +408,42 @@ def test_close_does_not_wait_for_the_rest_of_a_message() -> None:
     root = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-W", "ignore", "-c", CLOSING]
     assert subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120).stdout == "closed\n"
+
+
+def test_where_a_worker_is_killed_others_go_on_with_the_same_batches(
+    index: Labelled, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, helped = (loader(dataset(index), workers=workers) for workers in (0, 2))
+    with contextlib.closing(helped):
+        batches = [*helped.epoch(0)]
+        given = helped.epoch(1)
+        batches += islice(given, 1)
+        for worker in helped._torch_loader._iterator._workers:  # whichever was to make the next batch
+            os.kill(worker.pid, signal.SIGKILL)
+        signals.check()  # nothing is raised here, where a save might be under way
+        batches += given
+    assert same(batches, [*alone.epoch(0), *alone.epoch(1)])
+    said = capsys.readouterr().err
+    assert said.count("\n") <= 2 and "a loader worker ended by itself" in said and "the same batches" in said
+
+
+class Deadly(DetectionDataset):
+    """One of its images ends the process that decodes it."""
+
+    def _load(self, i: int, key: SampleKey | None = None) -> Picture:
+        if i == 7 and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._load(i, key)
+
+
+def test_a_batch_that_kills_its_worker_each_time_is_an_error(index: Labelled) -> None:
+    source = Deadly(index, 64, ALL, seed=1, epochs=9, augment=False)
+    with contextlib.closing(loader(source, workers=1, shuffle=False)) as batches:
+        given = batches.epoch(0)
+        assert next(given).indices.tolist() == [0, 1, 2, 3]
+        with pytest.raises(UserError, match="twice at one batch: use fewer --workers"):
+            next(given)
+    assert len(list(loader(source, shuffle=False).epoch(0))) == 3
 
 
 def test_workers_leave_signals_to_the_trainer() -> None:

@@ -560,6 +560,39 @@ def test_a_run_into_a_used_folder_leaves_no_checkpoint_of_the_one_before(tiny_da
     assert not list((folder / "weights").iterdir())
 
 
+def test_a_run_that_goes_back_to_an_epoch_has_its_state_before_its_rows_are_cut(tiny_data, tmp_path, monkeypatch):
+    whole = run(tiny_data, tmp_path, "--epochs", "3", "--save-period", "1")
+    expected, table = load_checkpoint(whole / "weights" / "last.pt"), rows(whole)
+
+    def stop(*_):
+        raise Stopped("stopped by SIGTERM")
+
+    for end, error in ((die, Interrupted), (stop, Stopped)):
+        with monkeypatch.context() as patch, pytest.raises(error) as caught:
+            patch.setattr(train, "fit", end)  # before it saves for the first time
+            train.main(["--resume", str(whole / "weights" / "epoch1.pt")])
+        assert load_checkpoint(whole / "weights" / "last.pt")["state"]["progress"]["epoch"] == len(rows(whole)) == 1
+    assert str(caught.value).endswith(f"the state is saved; go on with: python train.py --resume {whole}")
+    train.main(["--resume", str(whole)])
+    again = load_checkpoint(whole / "weights" / "last.pt")
+    for state in (expected["state"], again["state"]):
+        del state["progress"]["seconds"]
+    assert same(expected["state"], again["state"])
+    assert [{**row, "time": ""} for row in rows(whole)] == [{**row, "time": ""} for row in table]
+
+
+def test_a_stop_before_training_says_which_file_the_run_was_to_go_on_from(tiny_data, tmp_path, monkeypatch):
+    folder = run(tiny_data, tmp_path, "--epochs", "2", "--save-period", "1")
+
+    def stop(*_):
+        raise Stopped("stopped by SIGTERM")
+
+    monkeypatch.setattr(train, "build_data", stop)
+    with pytest.raises(Stopped) as caught:
+        train.main(["--resume", str(folder / "weights" / "epoch1.pt")])
+    assert str(caught.value).endswith(f"--resume {folder / 'weights' / 'epoch1.pt'}")
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_on_cuda_a_deterministic_run_resumes_exactly(tiny_data, tmp_path, monkeypatch, amp):

@@ -103,6 +103,15 @@ def save_state(path: Path, state: TrainState, description: dict[str, Any]) -> No
     _write(path, content, previous=_previous(path))
 
 
+def restart_from(taken: Path, last: Path, state: TrainState, description: dict[str, Any]) -> None:
+    """Make a state that was read from another file than `last` the run's last one, before anything counts on it."""
+    if taken == last:
+        return
+    if taken == _previous(last):  # the sound one: a damaged `last` shall not take its place
+        last.unlink(missing_ok=True)
+    save_state(last, state, description)
+
+
 def save_model(path: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Write a model file; the description of a model also has its `epoch` and `fitness`."""
     _write(path, {"lockstep": VERSION, "kind": "model", **description, "weights": weights})
@@ -160,26 +169,33 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Read a state file; if it is damaged or gone, the one before it, with a warning on stderr.
+def find_state(path: Path) -> tuple[dict[str, Any], Path]:
+    """Read a state file; if it is damaged or gone, the one before it, with a warning on stderr. Return its content,
+    and the file that it was read from.
 
     Raises:
         UserError: neither can be read, it is of another version, or a model, which has no state to resume from.
     """
+    taken = path
     try:
         content = load_checkpoint(path)
     except Damaged as error:
-        previous = _previous(path)
-        if not os.path.exists(previous):
+        taken = _previous(path)
+        if not os.path.exists(taken):
             raise
-        print(f"warning: {error}; taking {previous}", file=sys.stderr)
-        content = load_checkpoint(previous)
+        print(f"warning: {error}; taking {taken}", file=sys.stderr)
+        content = load_checkpoint(taken)
     if content["kind"] != "state":
         raise UserError(
             f"{path}: holds a model without its training state; --weights {path} starts a new run from it, "
             f"--resume continues from last.pt"
         )
-    return content
+    return content, taken
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Return the content of `find_state`."""
+    return find_state(path)[0]
 
 
 def model_weights(content: dict[str, Any], source: str) -> dict[str, Tensor]:

@@ -120,6 +120,8 @@ class Keeper:
         self._since = now
         self._mark()
         if dist.any_process(signals.requested()):
+            self.save()
+            dist.barrier()  # where one process has ended, `torchrun` soon kills the others, in the middle of a save
             signals.check()
             raise Stopped("stopped with another process")
         if now - self._last_save >= max(self._interval, self._pause * self._cost):
@@ -135,6 +137,10 @@ class Keeper:
     def on_disk(self) -> None:
         """Say that the state as it is was read from the disk, so that there is nothing to save yet."""
         self._saved = self._place()
+
+    def changed(self) -> None:
+        """Say that the state is another than was saved, at whatever place."""
+        self._saved = None
 
     def _place(self) -> tuple[int, int]:
         return self.state.epoch, self.state.batch

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import load_state
+from utils.checkpoint import find_state
 from utils.errors import UserError, many
 from utils.hyp import Hyp, load_hyp, stated
 from utils.options import TrainOptions
@@ -25,7 +25,8 @@ FREE_ON_EXTEND = {"epochs", "patience"}
 
 @dataclass(frozen=True)
 class Origin:
-    """Hyper-parameters and a course; and for a run that goes on its saved state, its folder, and whether by force."""
+    """Hyper-parameters and a course; and for a run that goes on its saved state, its folder, whether by force, and the
+    file that the state was read from."""
 
     hyp: Hyp
     course: Course
@@ -33,6 +34,7 @@ class Origin:
     content: dict[str, Any] | None = None
     folder: Path | None = None
     force: bool = False
+    taken: Path | None = None
 
     @property
     def before(self) -> Course:
@@ -83,14 +85,20 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
     Raises:
         UserError: no such run, one that is over, or a flag that would make it another run.
     """
-    content = load_state(path)
+    content, taken = find_state(path)
     saved = TrainOptions.from_dict(content["options"], source=str(path))
     if not os.path.isfile(saved.data) and os.path.isfile(content["data"]):  # begun in another working directory
         saved = replace(saved, data=content["data"])
     free = FREE_ON_RESUME | (FREE_ON_EXTEND if options.extend else set())
     course = Course.from_dict(content.get("course"))
     origin = Origin(
-        Hyp.from_dict(content["hyp"]), course, custom_factor(options, content), content, path.parents[1], options.force
+        Hyp.from_dict(content["hyp"]),
+        course,
+        custom_factor(options, content),
+        content,
+        path.parents[1],
+        options.force,
+        taken,
     )
     over = is_over(content, saved)
     for name in sorted(options.explicit - free):

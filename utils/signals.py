@@ -125,17 +125,19 @@ def leave_to_parent() -> None:
 
 def kill(processes: Iterable[BaseProcess]) -> None:
     """End child processes that have nothing to lose, whatever they do, and wait for their end."""
-    # Torch would take the death of a worker for an accident and raise in this thread.
-    watched = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-    watcher = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if watched else None
-    try:
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.join(timeout=2)  # one that waits for a dead disk dies when the disk answers
-    finally:
-        if watcher is not None:
-            signal.signal(signal.SIGCHLD, watcher)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join(timeout=2)  # one that waits for a dead disk dies when the disk answers
+
+
+def ignore_deaths() -> None:
+    """Take no notice of child processes that end: torch would raise wherever the main thread is, in a save perhaps.
+
+    Call after torch has set its handler, which it does once. It finds out anyway when it waits for a dead worker.
+    """
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _note(number: int, _frame: object) -> None:
