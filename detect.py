@@ -43,6 +43,7 @@ from utils.plots import draw_boxes
 from utils.rundir import RunDir, distinct, met_again, new_run
 from val import check_branch, load_model, to_original_boxes, yolo_rows
 
+SHOWN = 80  # characters of a source that a message repeats
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
@@ -52,7 +53,7 @@ class Frame:
     """One picture of the source.
 
     image: uint8 `[H, W, 3]`, RGB.  file: where it comes from.  stem: how what is written of that file is called.
-    number: of the frame in a video (from 1), else 0.  fps: frames a second of the video, else 0.
+    number: of the frame in a video (from 1), else 0.  fps: frames a second of those that are read, else 0.
     """
 
     image: np.ndarray
@@ -72,8 +73,16 @@ def find_files(source: str, where: str = "") -> list[Path]:
     where: what a message adds to the source's name.
 
     Raises:
-        UserError: nothing there, or nothing of a kind that can be read.
+        UserError: nothing there, nothing of a kind that can be read, or what may not be looked at.
     """
+    try:
+        return _known_files(source, where)
+    except OSError as error:  # no permission, or a name that the system knows is none
+        brief = f"{source[:SHOWN]}{'…' * (len(source) > SHOWN)}"
+        raise UserError(f"--source {brief}{where}: can't be looked at: {error.strerror or error}") from None
+
+
+def _known_files(source: str, where: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
         found = sorted(path.iterdir())
@@ -205,7 +214,7 @@ class Detector:
         self.model, content = load_model(weights, self.precision.device)
         check_branch(content, weights, nms)
         self.names = tuple(content["names"])
-        self.imgsz = imgsz or -(-content["imgsz"] // MAX_STRIDE) * MAX_STRIDE
+        self.imgsz = imgsz or content["imgsz"]
 
     @torch.inference_mode()
     def __call__(
@@ -219,6 +228,8 @@ class Detector:
         agnostic: bool = False,
     ) -> Detections:
         """Return the detections of one image, uint8 `[H, W, 3]`, RGB: boxes in its own pixels, best first.
+
+        What lies wholly in the padding around the image is none.
 
         iou, agnostic: of NMS.  classes: only these, by number; none are all.
         """
@@ -236,7 +247,10 @@ class Detector:
         found = detect(predictions, nms=self.nms, **settings).split()[0]
         way = (small.shape[1] / width, small.shape[0] / height, left, top)
         boxes = to_original_boxes(found.boxes, way, (width, height))
-        return Detections(np.zeros(len(boxes), np.int64), *(_array(x) for x in (boxes, found.scores, found.classes)))
+        all_found = Detections(
+            np.zeros(len(boxes), np.int64), *(_array(x) for x in (boxes, found.scores, found.classes))
+        )
+        return all_found.take((all_found.boxes[:, 2:] > all_found.boxes[:, :2]).all(1))
 
 
 def _array(x: Tensor) -> np.ndarray:
@@ -311,10 +325,9 @@ class Writer:
         for number, (box, label) in enumerate(zip(found.boxes, found.classes, strict=True), 1):
             x1, y1 = np.floor(box[:2]).astype(int)
             x2, y2 = np.ceil(box[2:]).astype(int)
-            crop = cv2.cvtColor(frame.image[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)], cv2.COLOR_RGB2BGR)
-            if crop.size:
-                folder = self._sub(f"crops/{_folder_name(self.names[label])}")
-                write_image(folder / f"{frame.name}_{number}.jpg", crop)
+            folder = self._sub(f"crops/{_folder_name(self.names[label])}")
+            crop = cv2.cvtColor(frame.image[y1:y2, x1:x2], cv2.COLOR_RGB2BGR)
+            write_image(folder / f"{frame.name}_{number}.jpg", crop)
 
     def _sub(self, name: str) -> Path:
         folder = self.folder / name

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from data.cache import auto_cache
 from data.config import DataConfig, load_data_config
-from data.dataset import DetectionDataset
+from data.dataset import DetectionDataset, without_crowds
 from data.index import Index
 from data.loader import Batch, Loader, default_workers, multi_scale_range, multi_scale_size, resize_batch
 from data.processes import cores
@@ -79,6 +79,7 @@ from utils.telemetry import Telemetry
 from val import DetectSettings, Evaluation, evaluate, load_model, print_scores, save_pictures, score_table, write_scores
 
 MAX_IMGSZ = 640  # largest image size that is chosen unasked
+LOSSES = ("box", "cls", "dfl")
 ROLLBACK = "rollback.pt"  # in the folder of weights: the way back of `--on-divergence rollback`
 
 
@@ -104,6 +105,12 @@ class Training:
     stopping: EarlyStopping
     keeper: Keeper = field(init=False)
 
+    def begin(self) -> None:
+        """Make ready for steps: call before those of an epoch, as an evaluation may have been in between."""
+        self.model.train()
+        hold(self.frozen)
+        self.guard.begin()
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start` … of an epoch, on the device."""
         return prefetch(self.loader.epoch(epoch, start), self.precision.device)
@@ -124,12 +131,12 @@ class Data:
 
 @dataclass
 class Output:
-    """Where a run's results go; the objects of a process that is not the main one write nothing."""
+    """Where a run's results go; a process that is not the main one has none."""
 
     run: RunDir
     description: dict[str, Any]
-    loggers: list[Logger] = field(default_factory=list)
-    lock: RunLock | None = None
+    loggers: list[Logger]
+    lock: RunLock
 
 
 def parse_opt(argv: list[str] | None = None) -> TrainOptions:
@@ -144,9 +151,7 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
     The whole of training: batch → predictions → loss → gradients → optimizer step at the lr of `lr_curve` → EMA.
     """
     state = training.state
-    training.model.train()
-    hold(training.frozen)
-    training.guard.begin()
+    training.begin()
     batches = training.keeper.watch(training.batches(state.epoch, state.batch))
     for number, batch in enumerate(batches, state.batch):
         last = (number + 1) % training.accumulate == 0 or number + 1 == len(training.loader)
@@ -165,7 +170,7 @@ def train_one_epoch(training: Training, progress: Progress) -> None:
 def mean_losses(state: TrainState, last: LossTerms) -> dict[str, Tensor]:
     """The epoch's mean losses so far; those of its first batch while no step is done."""
     total = state.means.get("loss")
-    return dict(zip(("box", "cls", "dfl"), last.parts if total is None else total[:3] / total[3], strict=True))
+    return dict(zip(LOSSES, last.parts if total is None else total[:3] / total[3], strict=True))
 
 
 def end_epoch(training: Training) -> None:
@@ -208,11 +213,10 @@ def update(training: Training) -> None:
 def take_losses(state: TrainState) -> dict[str, float]:
     """Return the epoch's mean losses."""
     total = state.means["loss"]
-    box, cls, dfl = (total[:3] / total[3]).tolist()
-    return {"train/box_loss": box, "train/cls_loss": cls, "train/dfl_loss": dfl}
+    return {f"train/{name}_loss": mean for name, mean in zip(LOSSES, (total[:3] / total[3]).tolist(), strict=True)}
 
 
-def fit(training: Training, data: Data, output: Output, options: TrainOptions, hyp: Hyp) -> None:
+def fit(training: Training, data: Data, output: Output | None, options: TrainOptions, hyp: Hyp) -> None:
     """Train epoch by epoch: train, evaluate, log, save, until the last epoch or for want of a better one."""
     state, stopping = training.state, training.stopping
     recovery = build_recovery(training, output, options)
@@ -576,12 +580,11 @@ def draw_start(training: Training, curve: LRCurve, data: Data, run: RunDir, anew
 def draw_data(data: Data, run: RunDir) -> None:
     """Draw the labels, and the first three batches as the model sees them."""
     names, train = data.config.names, data.train
-    plot_labels(train.classes, train.boxes, train.sizes, train.offsets, names, run.path / "labels.png")
+    boxes, classes, offsets = without_crowds(train)
+    plot_labels(classes, boxes, train.sizes, offsets, names, run.path / "labels.png")
     for number, batch in zip(range(3), data.train_loader.epoch(0), strict=False):
-        boxes = [b[c >= 0].numpy() for b, c in zip(batch.boxes, batch.classes, strict=True)]
-        classes = [c[c >= 0].numpy() for c in batch.classes]
-        images = batch.recoloured().images.numpy()
-        plot_images(images, boxes, classes, names, run.path / f"train_batch{number}.jpg")
+        path = run.path / f"train_batch{number}.jpg"
+        plot_images(batch.recoloured().images, batch.boxes, batch.classes, names, path)
 
 
 def finish(training: Training, data: Data, output: Output, options: TrainOptions) -> None:
@@ -693,9 +696,7 @@ def profile_run(training: Training, options: TrainOptions) -> None:
 
 def begin_steps(training: Training) -> Iterator[tuple[int, Batch]]:
     """Make ready for steps outside a run; return (place in its epoch, batch) without end."""
-    training.model.train()
-    hold(training.frozen)
-    training.guard.begin()
+    training.begin()
     return ((number, batch) for epoch in count() for number, batch in enumerate(training.batches(epoch)))
 
 

@@ -73,7 +73,7 @@ class DetectSettings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that an evaluation found. losses: box, cls, dfl, mean over images."""
+    """All that an evaluation found. losses: box, cls, dfl: those of its batches, weighted by their images."""
 
     scores: CocoScores
     curves: Curves
@@ -122,14 +122,7 @@ def evaluate(
         with precision.autocast():
             predictions = model(batch.images)
         losses += criterion(predictions, batch.boxes, batch.classes).parts * len(batch)
-        found = detect(
-            predictions,
-            nms=settings.nms,
-            conf=settings.conf,
-            iou=settings.iou,
-            max_det=settings.max_det,
-            one_class=settings.one_class,
-        )
+        found = detect(predictions, **vars(settings))
         arriving.append(Arriving(*found, batch.indices, batch.letterbox))
         if len(arriving) > 1:  # read one batch late: the device has work meanwhile
             parts += to_original(arriving.popleft(), truth.sizes)
@@ -232,14 +225,12 @@ def save_pictures(run: RunDir, evaluation: Evaluation, loader: Loader, truth: In
     counted = f"confidence from {CONFUSION_CONF:g}, IoU from {CONFUSION_IOU:g}"
     plot_confusion(confusion_matrix(truth, found, len(names)), names, run.path / "confusion_matrix.png", counted)
     for number, batch in zip(range(3), loader.epoch(0), strict=False):
-        boxes = [b[c >= 0].numpy() for b, c in zip(batch.boxes, batch.classes, strict=True)]
-        classes = [c[c >= 0].numpy() for c in batch.classes]
-        plot_images(batch.images.numpy(), boxes, classes, names, run.path / f"val_batch{number}_labels.jpg")
-        chosen = [found.take((found.image == i) & (found.scores > 0.25)) for i in batch.indices.tolist()]
+        plot_images(batch.images, batch.boxes, batch.classes, names, run.path / f"val_batch{number}_labels.jpg")
+        chosen = [found.take((found.image == i) & (found.scores > CONFUSION_CONF)) for i in batch.indices.tolist()]
         ways = batch.letterbox.numpy()
         boxes = [d.boxes * np.tile(w[:2], 2) + np.tile(w[2:], 2) for d, w in zip(chosen, ways, strict=True)]
         plot_images(
-            batch.images.numpy(),
+            batch.images,
             boxes,
             [d.classes for d in chosen],
             names,
@@ -346,7 +337,7 @@ def main(argv: list[str] | None = None) -> Evaluation:
         print(line)
     settings = DetectSettings(options.nms, options.conf_thres, options.iou_thres, options.max_det, one_class)
     with contextlib.closing(loader):
-        with Progress(len(loader), f"{options.task}") as progress:
+        with Progress(len(loader), options.task) as progress:
             criterion = DetectionLoss(hyp, model.config.nc)
             evaluation = evaluate(model, loader, index, config.names, criterion, precision, settings, progress)
         table = score_table(evaluation, index, config.names)

@@ -155,7 +155,7 @@ class DetectionDataset(Dataset[Sample]):
         self._cache: ImageCache | None = build_cache(index, imgsz, cache) if cache else None
         self._recent: dict[int, Picture] = {}
         self.shared: RecentImages | None = None  # in a worker: see `room_to_share`
-        self._boxes, self._classes, self._offsets = _without_crowds(index)
+        self._boxes, self._classes, self._offsets = without_crowds(index)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -336,7 +336,7 @@ class DetectionDataset(Dataset[Sample]):
         )
 
 
-def _without_crowds(index: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def without_crowds(index: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes, classes and offsets of the single objects: the index's own arrays where there are no crowds."""
     single = ~index.crowd
     if single.all():

@@ -124,7 +124,7 @@ def _split_table(findings: Findings) -> str:
             index.objects,
             index.backgrounds,
             f"{index.objects / max(len(index), 1):.1f}",
-            int(np.median(counts)) if len(counts) else 0,
+            f"{np.median(counts) if len(counts) else 0:g}",
             int(counts.max(initial=0)),
             faults,
         )
@@ -145,10 +145,11 @@ def _classes(findings: Findings) -> str:
     counts, names, parts = findings.class_counts, findings.config.names, findings.parts
     totals = np.maximum(counts.sum(1), 1)
     most = np.maximum((counts / totals[:, None]).max(1, initial=0), 1e-9)
-    images = [
-        np.bincount(np.unique(np.stack([part.image_of, part.index.classes], 1), axis=0)[:, 1], minlength=len(names))
-        for part in parts
-    ]
+    images = []
+    for part in parts:
+        one = ~part.index.crowd
+        met = np.unique(np.stack([part.image_of[one], part.index.classes[one]], 1), axis=0)[:, 1]
+        images.append(np.bincount(met, minlength=len(names)))
     heads = "".join(f'<th colspan="4" class="group">{key(i)}{part.name}</th>' for i, part in enumerate(parts))
     units = '<th class="bar"></th><th>objects</th><th>share</th><th>images</th>' * len(parts)
     rows = []
@@ -240,10 +241,10 @@ def _fault_picture(findings: Findings, numbers: dict[str, dict[str, int]], split
 # ------------------------------------------------------------------------------------------------ pictures
 
 
-def _image(uri: str, alt: str = "") -> str:
+def _image(uri: str) -> str:
     if not uri:
         return '<div class="no-picture">can’t be read</div>'
-    return f'<img src="{uri}" alt="{alt}" loading="lazy">'
+    return f'<img src="{uri}" alt="" loading="lazy">'
 
 
 def _all_pairs(findings: Findings, groups: Sequence[Pairs]) -> str:
@@ -347,7 +348,8 @@ def _samples(findings: Findings) -> str:
         ]
         figures = []
         for i, (classes, _), uri in zip(numbers, labels, data_uris(pictures), strict=True):
-            common = Counter(classes.tolist()).most_common(3)
+            begin, end = part.index.offsets[i : i + 2].tolist()
+            common = Counter(classes[~part.index.crowd[begin:end]].tolist()).most_common(3)
             words = ", ".join(f"{n} {_e(_short(names[c]))}" for c, n in common) or "no object"
             figures.append(_figure(uri, part, i, words))
         blocks.append(f'<div class="gallery large">{"".join(figures)}</div>')

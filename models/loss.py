@@ -30,7 +30,11 @@ class LossWeights(Protocol):
 
 
 class LossTerms(NamedTuple):
-    """total: scalar to differentiate.  parts: `[3]` detached box, cls and dfl terms, weighted, mean over images."""
+    """total: scalar to differentiate, the sum of the parts times the number of images.
+
+    parts: `[3]` detached box, cls and dfl terms times their gains, each divided by the sum of the assignment's weights
+    in the batch, at least 1.
+    """
 
     total: Tensor
     parts: Tensor

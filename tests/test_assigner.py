@@ -412,13 +412,13 @@ def test_pairwise_iou_by_hand() -> None:
     assert found.isfinite().all()
 
 
-@pytest.mark.parametrize("beta", [0.0, 1.0])
-def test_no_power_takes_a_point_outside_its_box(beta: float) -> None:
+@pytest.mark.parametrize(("alpha", "beta"), [(0.5, 0.0), (0.5, 1.0), (0.0, 0.0)])
+def test_no_power_takes_a_point_outside_its_box(alpha: float, beta: float) -> None:
     """0 to the power of 0 is 1: points outside would be as well aligned as those inside."""
     found = 0
     for seed in range(4):
         case = random_case(seed, 4)
-        truth, weight = run(case, 10, beta=beta)
+        truth, weight = run(case, 10, alpha=alpha, beta=beta)
         for b, p in torch.nonzero(weight).tolist():
             box = case.truth_boxes[b, truth[b, p]].tolist()
             assert slow_inside(case.points[p].tolist(), box, float(case.strides.min()))

@@ -496,3 +496,12 @@ def test_pictures_that_are_settled_together_are_those_settled_alone() -> None:
 
 def test_opencv_runs_in_the_calling_thread() -> None:
     assert cv2.getNumThreads() == 1
+
+
+@pytest.mark.parametrize("perspective", [0.0013, 0.0015, 0.01])
+def test_the_horizon_stays_out_of_the_picture(perspective: float) -> None:
+    corners = np.array([[0, 0, 1], [640, 0, 1], [0, 640, 1], [640, 640, 1]])
+    for tilts in ((0.999, 0.999), (0.999, 0.0), (0.0, 0.5)):
+        numbers = [0.5] * 4 + [*tilts] + [0.5] * 2
+        matrix = Affine(0, 0, 0, 0, perspective).draw(numbers, (640, 640), (640, 640))
+        assert (corners @ matrix[2]).min() >= MIN_DEPTH - 1e-9

@@ -190,3 +190,11 @@ def test_only_the_wanted_classes_are_counted(nms: bool) -> None:
     scores[0, [0, 5, 90], [0, 1, 2]] = torch.tensor([logit(0.9), logit(0.6), logit(0.3)])
     (found,) = detect(predictions(scores, scores), nms=nms, conf=0.01, max_det=1, classes=(1, 2)).split()
     assert found.classes.tolist() == [1] and found.scores.tolist() == pytest.approx([0.6])
+
+
+@pytest.mark.parametrize("nms", [False, True])
+def test_classes_that_are_not_asked_for_are_none_at_confidence_0_either(nms: bool) -> None:
+    scores = torch.full((1, 126, 3), -20.0)
+    scores[0, 0, 0] = logit(0.9)
+    (found,) = detect(predictions(scores, scores), nms=nms, conf=0.0, max_det=400, classes=(1,)).split()
+    assert set(found.classes.tolist()) == {1}

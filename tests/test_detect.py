@@ -15,8 +15,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import detect
+from models.decode import BatchDetections
 from utils.errors import UserError
 
 
@@ -73,6 +75,33 @@ def test_sources_that_are_not_there(images, tmp_path):
     (tmp_path / "list.txt").write_text(f"{images}\n{images}/99.png\n")
     with pytest.raises(UserError, match=r"99\.png \(named in .*/list\.txt\): no such file"):
         detect.find_files(str(tmp_path / "list.txt"))
+
+
+def test_what_the_system_will_not_look_at_is_said_in_a_line(images, tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("word " * 80 + "\n")
+    with pytest.raises(UserError, match=r"notes\.txt: can't be looked at: File name too long$"):
+        detect.find_files(str(tmp_path / "notes.txt"))
+    with pytest.raises(UserError, match=r"--source x{80}…: can't be looked at: File name too long$"):
+        detect.find_files("x" * 300)
+
+    def locked(self):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_dir", locked)  # who runs the tests may be allowed everything
+    with pytest.raises(UserError, match=r"val: can't be looked at: Permission denied$"):
+        detect.find_files(str(images))
+
+
+def test_boxes_in_the_padding_are_none(tiny_run, tmp_path, monkeypatch):
+    """The image is 40 pixels high, in a canvas of 64: 12 above it are padding."""
+    cv2.imwrite(str(tmp_path / "wide.png"), np.full((40, 64, 3), 90, np.uint8))
+    boxes = torch.tensor([[[5.0, 2, 20, 11], [5, 5, 20, 30], [5, 20, 20, 30]]])
+    found = BatchDetections(boxes, torch.tensor([[0.9, 0.8, 0.7]]), torch.zeros(1, 3, dtype=torch.int64))
+    monkeypatch.setattr(detect, "detect", lambda *_, **__: found)
+    folder = run(tiny_run, tmp_path / "wide.png", tmp_path / "runs", "--save-crop", "--save-json")
+    records = json.loads((folder / "detections.json").read_text())
+    assert [record["bbox"] for record in records] == [[5, 0, 15, 18], [5, 8, 15, 10]]
+    assert len(list((folder / "crops").rglob("*.jpg"))) == 2
 
 
 def test_writes_pictures_labels_json_and_crops(tiny_run, images, tmp_path, capsys):

@@ -235,3 +235,10 @@ def test_on_cuda_an_update_does_not_wait() -> None:
         expected.update_parameters(slow)
     for name, value in expected.state_dict().items():
         assert torch.allclose(value, ema.state_dict()[name].cpu(), atol=1e-6), name
+
+
+@pytest.mark.parametrize("updates", [1, 1000, 1_000_000])
+def test_the_weight_of_the_newest_loses_no_digits(updates: int) -> None:
+    ema = ModelEMA(nn.Linear(1, 1), 0.9999, 2000)
+    ema.n_averaged.fill_(updates)
+    assert float(ema._weight()) == pytest.approx(1 - ema_decay(updates, 0.9999, 2000), rel=1e-6)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.head import REG_MAX, DetectHead, Predictions, anchor_points, decode_boxes
+from models.head import REG_MAX, DetectHead, Predictions, anchor_points, decode, decode_boxes
 
 STRIDES = (8, 16, 32)
 
@@ -142,3 +142,17 @@ def test_every_branch_shapes_the_features_through_its_own_tower(branch: str) -> 
     tower = {"distances": "boxes", "logits": "classes", "one_to_one": "one_to_one"}[branch]
     for name, parameter in head.named_parameters():
         assert (parameter.grad is not None) == name.startswith(f"{tower}."), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_boxes_of_halves_are_computed_in_fp32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits, point, stride = torch.randn(1, 9, 4 * REG_MAX).to(dtype), torch.full((9, 2), 400.0), torch.full((9, 1), 8.0)
+    assert torch.equal(decode(logits, point, stride), decode(logits.float(), point, stride))
+
+
+@pytest.mark.parametrize(("nc", "width"), [(1, 64), (80, 80), (90, 90), (365, 100)])
+def test_the_width_of_the_class_towers(nc: int, width: int) -> None:
+    """Checkpoints depend on it: at least a quarter of the first map's channels or 64, as many as classes up to 100."""
+    head = DetectHead(nc, (64, 128, 256), (8, 16, 32))
+    assert {tower[-1].in_channels for towers in (head.classes, head.one_to_one) for tower in towers} == {width}

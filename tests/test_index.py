@@ -21,6 +21,7 @@ from data.entries import block_of
 from data.faults import Fault
 from data.index import ARRAYS, Index, build_index, pack
 from data.labels import Record
+from tests.small_data import picture, write_image
 
 NAMES = ("RBC", "WBC", "Platelets")
 WIDTH, HEIGHT = 640, 480  # of every image of BCCD
@@ -389,3 +390,16 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     monkeypatch.setenv("LOCKSTEP_CACHE", str(tmp_path / "file"))
     digest, reads = builds(toy, monkeypatch)
     assert builds(toy, monkeypatch) == (digest, reads) and reads == 1
+
+
+def test_keypoints_that_the_yaml_names_later_are_read_anew(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    write_image(tmp_path / "images" / "0.jpg", picture(0))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "0.txt").write_text("0 0.5 0.5 0.2 0.2 0.5 0.5 2\n")
+    file = tmp_path / "my.yaml"
+    file.write_text("train: images\nval: images\nnames: [a]\n")
+    assert build_index(load_data_config(str(file)), "train")[1]
+    file.write_text(file.read_text() + "kpt_shape: [1, 3]\n")
+    index, faults = build_index(load_data_config(str(file)), "train")
+    assert index.objects == 1 and not faults

@@ -279,3 +279,12 @@ def test_distribution_focal_loss_by_hand_up_to_the_last_bin() -> None:
     expected += [log_p[2][14] * 0.01 + log_p[2][15] * 0.99, log_p[3][0]]
     found = distribution_focal_loss(logits.flatten()[None], point, torch.tensor([[8.0]]), target)
     assert found.item() == pytest.approx(-sum(expected) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_distribution_focal_loss_of_halves_is_computed_in_fp32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits, point, stride = torch.randn(9, 4 * REG_MAX).to(dtype), torch.full((9, 2), 400.0), torch.full((9, 1), 8.0)
+    target = point.repeat(1, 2) + torch.tensor([-30.0, -40.0, 50.0, 60.0])
+    exact = distribution_focal_loss(logits.float(), point, stride, target)
+    assert torch.equal(distribution_focal_loss(logits, point, stride, target), exact)

@@ -414,3 +414,25 @@ def test_a_class_that_is_not_found_has_no_precision_to_boast_of() -> None:
     for found in (curves, high):
         assert found.class_precision.tolist() == [1, 0] and found.class_recall.tolist() == [1, 0]
         assert (found.best_precision, found.best_recall) == (0.5, 0.5)
+
+
+def test_an_overlap_of_exactly_the_threshold_counts() -> None:
+    truth = make_truth([[(0, 0, 0, 10, 10)]])
+    found = make_detections([(0, 0, 0.9, 0, 0, 10, 5)])
+    assert match(truth, found, 0.5).tolist() == [0]
+    assert pr_curves(truth, found, 1).ap50[0] == coco_evaluate(truth, found, ["a"]).map50 == 1
+
+
+def test_a_class_without_a_detection_has_no_precision() -> None:
+    truth = make_truth([[(0, 0, 0, 10, 10)]] * 2)
+    assert (pr_curves(truth, make_detections([]), 1).precision == 0).all()
+
+
+def test_equal_scores_count_the_same_in_whatever_order_the_images_came() -> None:
+    """Batches are of one shape, so images of a validation come in another order than that of the index."""
+    count, draw = 40, np.random.default_rng(0)
+    truth = make_truth([[(0, 0, 0, 10, 10)]] * count)
+    boxes = [((0, 0, 10, 10), (12, 12, 18, 18))[i] for i in draw.integers(0, 2, count)]
+    found = make_detections([(i, 0, draw.choice([0.5, 0.6]), *box) for i, box in enumerate(boxes)])
+    other = found.take(draw.permutation(count))
+    np.testing.assert_array_equal(pr_curves(truth, found, 1).pr_precision, pr_curves(truth, other, 1).pr_precision)

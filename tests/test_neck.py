@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -61,3 +63,24 @@ def test_depth_counts_the_bottlenecks() -> None:
         for block in (neck.up4, neck.up3, neck.down4, neck.down5):
             assert len(block.bottlenecks) == depth
             assert not any(bottleneck.shortcut for bottleneck in block.bottlenecks)
+
+
+def test_which_map_comes_first_where_two_are_joined() -> None:
+    """Another order would load every checkpoint and compute nonsense."""
+    neck, seen = PAN((8, 16, 32), (8, 16, 32), 1).eval(), {}
+    for name in ("up4", "up3", "down3", "down4", "down4to5", "down5"):
+        hook = partial(lambda name, module, given, out: seen.update({name: (given[0], out)}), name)
+        getattr(neck, name).register_forward_hook(hook)
+    p3, p4, p5 = maps = [torch.randn(1, c, side, side) for c, side in ((8, 8), (16, 4), (32, 2))]
+    neck(maps)
+
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    for name, first, second in (
+        ("up4", doubled(p5), p4),
+        ("up3", doubled(seen["up4"][1]), p3),
+        ("down4", seen["down3"][1], seen["up4"][1]),
+        ("down5", seen["down4to5"][1], p5),
+    ):
+        assert torch.equal(seen[name][0], torch.cat([first, second], 1)), name

@@ -638,3 +638,19 @@ def test_real_images(tmp_path: Path, bccd: Path) -> None:
     page = assert_picture(tmp_path / "batch.jpg")[..., ::-1]
     first = cv2.resize(np.ascontiguousarray(images[0].transpose(1, 2, 0)), (960, 720), interpolation=cv2.INTER_CUBIC)
     assert np.abs(page[400:700, 400:900].astype(int) - first[400:700, 400:900]).mean() < 4
+
+
+def test_heat_maps_of_labels_show_where_the_box_lies_and_its_size(tmp_path: Path, figures: list[Figure]) -> None:
+    box = np.array([[0, 80, 20, 90]], np.float32)  # low on the left; twice as wide as high
+    plot_labels(np.array([0]), box, np.array([[100, 100]]), np.array([0, 1]), ["a"], tmp_path / "labels.png")
+    where, extent = (axes for axes in figures[0].axes if axes.get_title() in ("centres", "width and height"))
+    for axes, (x, y) in ((where, (0.1, 0.85)), (extent, (0.2, 0.1))):
+        cells = axes.images[0].get_array()
+        assert cells[int(y * len(cells)), int(x * len(cells))] > 0
+    assert where.yaxis_inverted() and not extent.yaxis_inverted()
+
+
+@pytest.mark.parametrize(("scores", "best"), [([0.9, 0.2], 0), ([0.2, 0.9], 1), (None, 0)])
+def test_the_best_of_boxes_in_one_place_is_drawn_last(scores: list[float] | None, best: int) -> None:
+    drawn = draw_boxes(np.full((100, 200, 3), 90, np.uint8), [[20, 40, 80, 90]] * 2, [0, 1], ["a", "b"], scores)
+    assert "#{:02x}{:02x}{:02x}".format(*drawn[70, 20]) == class_color(best)

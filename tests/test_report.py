@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -183,6 +184,32 @@ def test_the_tables_hold_the_counts(write, tmp_path: Path) -> None:
         ["3", "d", "0", "0.0%", "0", "0", "0.0%", "0"],
     ]
     assert html.count('class="tile good"') == 4
+
+
+def test_crowds_are_in_none_of_the_counts(tmp_path: Path) -> None:
+    """Two images, each with a crowd of the class `clump`; cells: two and one."""
+    (tmp_path / "img").mkdir()
+    sizes = {"width": 96, "height": 72}
+    entries = [{"id": i, "file_name": f"{i}.jpg", **sizes} for i in range(2)]
+    annotations = []
+    for i in range(2):
+        write_image(tmp_path / "img" / f"{i}.jpg", picture(i))
+        annotations.append({"image_id": i, "category_id": 2, "bbox": [5, 5, 50, 50], "iscrowd": 1})
+    for i, x in ((0, 5), (0, 40), (1, 5)):
+        annotations.append({"image_id": i, "category_id": 1, "bbox": [x, 5, 20, 20], "iscrowd": 0})
+    annotations = [{"id": number, **annotation} for number, annotation in enumerate(annotations)]
+    categories = [{"id": 1, "name": "cell"}, {"id": 2, "name": "clump"}]
+    truth = {"images": entries, "annotations": annotations, "categories": categories}
+    (tmp_path / "a.json").write_text(json.dumps(truth))
+    split = "{images: img, annotations: a.json}"
+    file = tmp_path / "d.yaml"
+    file.write_text(f"train: {split}\nnames: [cell, clump]\n")
+    html = build_page(found(file))
+    (clump,) = (row for row in rows_of(html, "classes") if "clump" in row)
+    assert clump[clump.index("clump") + 1 :] == ["", "0", "0.0%", "0"]
+    train = rows_of(html, "splits")[1]
+    assert train[1:7] == ["2", "3", "0", "1.5", "1.5", "2"]
+    assert "2 cell" in html and "1 clump" not in html
 
 
 def test_a_single_class_without_val(tmp_path: Path) -> None:

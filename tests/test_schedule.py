@@ -737,3 +737,9 @@ def test_a_share_of_the_run_is_not_rounded_down_for_want_of_digits() -> None:
     for fraction, steps in ((0.7, 1990), (0.29, 100), (0.07, 100), (0.1, 30)):
         hyp = replace(HYP, warmup_max_fraction=fraction, warmup_epochs=10.0)
         assert build_warmup(hyp, 1, steps).steps == round(fraction * steps)
+
+
+def test_half_an_epoch_is_a_whole_one() -> None:
+    assert [flat_cosine(0.1, 5, 0.5, 0)(epoch) for epoch in range(4)] == [1, 1, 1, 1]
+    step = build_factor(replace(HYP, schedule="step", lrf=0.01, step_at=(0.5,)), 5)
+    assert [step(epoch) for epoch in range(5)] == pytest.approx([1, 1, 1, 0.01, 0.01])

@@ -227,3 +227,9 @@ def test_a_cache_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LOCKSTEP_CACHE", str(tmp_path / "file"))
     assert not look_at(index_of(tmp_path / "data")).unreadable
+
+
+def test_what_is_flat() -> None:
+    noise = np.random.default_rng(0).standard_normal((32, 32))
+    assert look(np.rint(128 + noise.repeat(2, 0).repeat(2, 1)).astype(np.uint8))[2]
+    assert not look(np.rint(128 + 12 * noise.repeat(8, 0).repeat(8, 1)).astype(np.uint8))[2]

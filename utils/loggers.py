@@ -46,16 +46,12 @@ class Logger(Protocol):
 
     def log(self, epoch: int, row: Mapping[str, Any]) -> None: ...
 
-    def close(self) -> None: ...
 
-
-def build_loggers(run_dir: Path | None, after_epoch: int = 0) -> list[Logger]:
-    """The loggers of a run: results.csv, and TensorBoard events where it is installed; none without a folder.
+def build_loggers(run_dir: Path, after_epoch: int = 0) -> list[Logger]:
+    """The loggers of a run: results.csv, and TensorBoard events where it is installed.
 
     `after_epoch`: rows of later epochs, left by an earlier part of the run, are dropped. 0 starts afresh.
     """
-    if run_dir is None:
-        return []
     table = CsvLogger(run_dir / "results.csv")
     table.truncate(after_epoch)
     loggers: list[Logger] = [table]
@@ -90,9 +86,6 @@ class CsvLogger:
             self._rows = kept
             self._write()
 
-    def close(self) -> None:
-        """Nothing is left open between rows."""
-
     def _up_to(self, epoch: int) -> list[dict[str, str]]:
         return [row for row in self._rows if int(row["epoch"]) <= epoch]
 
@@ -124,9 +117,6 @@ class TensorBoardLogger:
             if name != "epoch" and number is not None:
                 self._writer.add_scalar(name, number, epoch)
         self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class Pace:

@@ -250,7 +250,7 @@ def pr_curves(truth: GroundTruth, detections: Detections, nc: int, conf: float =
 
     `conf` is the score below which there are no detections: no threshold below it can be the best one.
 
-    A detection counts from a threshold equal to its score on. Above a class's highest score its precision is 1; a class
+    A detection counts at all thresholds up to its score. Above a class's highest score its precision is 1; a class
     with truth and not one detection has precision 0. Detections on crowd regions are neither right nor wrong.
     """
     matches = match(truth, detections, iou=0.5)

@@ -440,10 +440,9 @@ def parse(
             raise UserError(printable(f"{prog}: {rest[0][:MAX_FILE_NAME]}: {hint}"))
         raise UserError(printable(_stray(cls, prog, [word[:MAX_FILE_NAME] for word in rest], elsewhere)))
     values = {flag.name: _value(flag, vars(found)[flag.name]) for flag in flags(cls) if flag.name in vars(found)}
-    if not values.get("help_hyp"):
-        for flag in flags(cls):
-            if flag.metadata.get("required") and not values.get(flag.name):
-                raise UserError(f"{prog} needs {_spelling(flag)} {_metavar(flag)}: {flag.metadata['help']}")
+    for flag in flags(cls):
+        if flag.metadata.get("required") and not values.get(flag.name):
+            raise UserError(f"{prog} needs {_spelling(flag)} {_metavar(flag)}: {flag.metadata['help']}")
     return cls(explicit=frozenset(values), **values)
 
 
