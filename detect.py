@@ -43,7 +43,7 @@ from utils.plots import draw_boxes
 from utils.rundir import RunDir, distinct, met_again, new_run
 from val import check_branch, load_model, to_original_boxes, yolo_rows
 
-SHOWN = 80  # characters of a source that a message repeats
+SHOWN = 200  # characters of a source that a message repeats
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 

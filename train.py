@@ -43,7 +43,7 @@ from utils.ema import ModelEMA
 from utils.errors import Stopped, TrainingDiverged, UserError, many, printable, run_cli, some
 from utils.fingerprint import check_same_run, fingerprint
 from utils.guard import Recovery, Rollback, StepGuard, Stop, finite_only, lowered
-from utils.hyp import Hyp, doubts, flag_hint, hyp_table
+from utils.hyp import Hyp, doubts, flag_hint, gain_doubts, hyp_table
 from utils.keeper import Keeper, before_training
 from utils.loggers import Logger, Pace, Progress, build_loggers
 from utils.lr_finder import describe, range_test, suggest, write_csv
@@ -62,7 +62,7 @@ from utils.options import TrainOptions, parse
 from utils.plots import plot_images, plot_labels, plot_lr, plot_lr_find, plot_results
 from utils.profiler import WARM_UP, phase, profile_steps
 from utils.resume import Origin, go_on, resume_words, start_anew
-from utils.rundir import OPTIONS, RunDir, RunLock, check_place, new_run, resolve_resume
+from utils.rundir import HYP, OPTIONS, RunDir, RunLock, check_place, new_run, resolve_resume
 from utils.schedule import (
     LearningRate,
     LRCurve,
@@ -411,7 +411,7 @@ def build_training(
         *idle_scales(model, hyp.lr_scale),
         f"schedule     {describe_schedule(hyp, options.schedule, lr0 * schedule.factor(origin.course.epochs - 1))}",
         *describe_mosaic(hyp.mosaic, hyp.mixup, options.rect, hyp.close_mosaic, curve),
-        *(f"warning: {doubt}" for doubt in doubts(hyp.optimizer, hyp.lr0)),
+        *(f"warning: {doubt}" for doubt in [*doubts(hyp.optimizer, hyp.lr0), *gain_doubts(hyp)]),
         *describe_groups(model, optimizer),
         *describe_curve(curve),
     ):
@@ -531,9 +531,10 @@ def open_output(
     lock = lock or RunLock(run.path)
     if origin.folder is None:
         run.forget_weights(keep=options.weights)
-    if origin.folder is None or options.extend:
-        run.write_text("hyp.yaml", origin.hyp.to_yaml())
-    if origin.folder is None or options.extend or options.data != origin.content["options"]["data"]:
+    anew = origin.folder is None or bool(options.extend) or origin.force
+    if anew or not (run.path / HYP).exists():
+        run.write_text(HYP, origin.hyp.to_yaml())
+    if anew or options.data != origin.content["options"]["data"]:
         run.write_yaml(OPTIONS, options.to_dict())
     for line in data.splits.write_list(run):
         say(line)

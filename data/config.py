@@ -68,6 +68,7 @@ class DataConfig:
     keypoints: numbers that follow the box in a row of a YOLO pose label (`kpt_shape`); they are not read.
     archives: where `--download` gets the data set from.
     max_missing_labels: largest share of a split's images that may have no label file.
+    empty: splits that the yaml names and leaves empty.
     faults: what is odd in the yaml and stops nothing.
     """
 
@@ -79,6 +80,7 @@ class DataConfig:
     keypoints: int = 0
     archives: tuple[Archive, ...] = ()
     max_missing_labels: float = MAX_MISSING_LABELS
+    empty: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
 
     @property
@@ -92,7 +94,8 @@ class DataConfig:
     def split(self, name: str) -> Split:
         """Return the split's sources; `DataError` where the yaml has no such split or its files aren't there."""
         if name not in self.splits:
-            text = f"this key is missing (the file has {', '.join(self.splits)}): name a folder of images, or a list"
+            what = "nothing stands behind this key" if name in self.empty else "this key is missing"
+            text = f"{what} (the file has {', '.join(self.splits)}): name a folder of images, or a list"
             raise DataError(Fault.of("yaml-split-missing", str(self.file), name, text))
         if self.splits[name].missing:
             hint = self._download_hint()
@@ -170,6 +173,7 @@ def _read_config(document: Document, single_cls: bool) -> DataConfig:
     root, missing = place or (Path(), ())
     names = collect(_names, otherwise=())
     splits = {}
+    empty = tuple(key for key in SPLITS if key in document.values and document.get(key) is None)
     for key in SPLITS:
         if document.get(key) is not None:
             splits[key] = collect(_split, key, root, missing, otherwise=Split(()))
@@ -195,6 +199,7 @@ def _read_config(document: Document, single_cls: bool) -> DataConfig:
         keypoints=keypoints,
         archives=archives,
         max_missing_labels=max_missing_labels,
+        empty=empty,
         faults=tuple(alike),
     )
 
@@ -323,10 +328,13 @@ def _not_there(tried: Iterable[Path]) -> str:
 
 
 def _nearest(path: Path) -> str:
-    """Name the deepest folder on the way to a missing path that exists, and what in it is spelled alike."""
+    """Name the deepest folder on the way to a missing path that exists, and what in it is spelled alike, or the link to
+    nothing that is in the way."""
     for parent in path.parents:
         if os.path.isdir(parent):
             wrong = path.relative_to(parent).parts[0]
+            if os.path.islink(parent / wrong):
+                return f"; {parent / wrong} is a link to {os.readlink(parent / wrong)}, which isn't there"
             try:
                 near = suggest(wrong, sorted(os.listdir(parent)))
             except OSError:

@@ -51,19 +51,20 @@ def iter_split(config: DataConfig, split: str) -> Iterator[Block]:
     total, blocks = len(entries), _read_blocks(entries, config)
     del entries  # the processes that read them have their own
     images = boxes = crowds = unlabelled = 0
-    first = None
+    first, faulty = None, False
     for block in blocks:
         images += len(block)
         boxes += len(block.boxes)
         crowds += int(block.crowd.sum())
         unlabelled += len(block.unlabelled)
+        faulty = faulty or bool(block.faults)
         first = first or next(iter(block.unlabelled), None)
         yield block
     if first is not None:
         yield block_of([], _unlabelled(config, split, first, unlabelled, total))
     if crowds:
         yield block_of([], _crowds(config, split, crowds, boxes))
-    yield block_of([], _nothing_left(config, split, total, unlabelled, images, boxes - crowds))
+    yield block_of([], _nothing_left(config, split, total, unlabelled, images, boxes - crowds, faulty or crowds > 0))
 
 
 def split_state(config: DataConfig, split: str) -> Iterator[str]:
@@ -201,7 +202,7 @@ def _crowds(config: DataConfig, split: str, crowds: int, total: int) -> list[Fau
 
 
 def _nothing_left(
-    config: DataConfig, split: str, total: int, unlabelled: int, images: int, objects: int
+    config: DataConfig, split: str, total: int, unlabelled: int, images: int, objects: int, faulty: bool
 ) -> list[Fault]:
     """The fault of a split of which too little is sound."""
     file = str(config.file)
@@ -209,7 +210,9 @@ def _nothing_left(
         text = f"none of the {total:,} images and its labels can be read: mend the faults that are said of them"
         return [Fault.of("split-no-images", file, split, text)]
     if not objects and unlabelled < total:
-        text = f"no sound object in {images:,} images: mend the faults of the labels, or name the right folder"
+        text = f"no object in {many(images, 'image')}: all labels are empty; name the right folder"
+        if faulty:
+            text = f"no sound object in {images:,} images: mend the faults of the labels, or name the right folder"
         return [Fault.of("split-no-boxes", file, split, text)]
     return []
 

@@ -37,7 +37,7 @@ def check_request(cfg: str, weights: str, imgsz: int, frozen: str = "") -> dict[
     if weights.startswith(TORCHVISION):
         config = replace(config, backbone=weights.removeprefix(TORCHVISION).partition(":")[0])
     elif weights:
-        content = load_checkpoint(find_checkpoint(weights))
+        content = load_checkpoint(find_checkpoint(weights, "; torchvision:NAME starts from ImageNet weights"))
         config = replace(config, backbone=ModelConfig.from_dict(content["model"], weights).backbone)
     if frozen not in ("", "backbone"):  # a number, which may be too large
         freeze(YOLO(config), frozen)

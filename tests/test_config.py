@@ -286,6 +286,18 @@ def test_a_wrong_path_names_what_was_tried_and_the_nearest(load: Callable, tmp_p
         config.split("test")
 
 
+def test_a_key_without_a_value_and_a_link_to_nothing_are_said(load: Callable, tmp_path: Path) -> None:
+    folders(tmp_path / "set", "images")
+    (tmp_path / "set/images/train").symlink_to(tmp_path / "gone")
+    config = load("path: .\ntrain: images/train\nval:\nnames: [a]\n")
+    with pytest.raises(UserError, match=r"val: nothing stands behind this key \(the file has train\)"):
+        config.split("val")
+    with pytest.raises(
+        UserError, match=rf"; {tmp_path}/set/images/train is a link to {tmp_path}/gone, which isn't there"
+    ):
+        config.split("train")
+
+
 def test_a_wrong_yaml_path_suggests(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").touch()
     with pytest.raises(UserError, match="no such yaml file.*did you mean 'bccd'"):

@@ -81,7 +81,7 @@ def test_what_the_system_will_not_look_at_is_said_in_a_line(images, tmp_path, mo
     (tmp_path / "notes.txt").write_text("word " * 80 + "\n")
     with pytest.raises(UserError, match=r"notes\.txt: can't be looked at: File name too long$"):
         detect.find_files(str(tmp_path / "notes.txt"))
-    with pytest.raises(UserError, match=r"--source x{80}…: can't be looked at: File name too long$"):
+    with pytest.raises(UserError, match=r"--source x{200}…: can't be looked at: File name too long$"):
         detect.find_files("x" * 300)
 
     def locked(self):
@@ -96,7 +96,7 @@ def test_boxes_in_the_padding_are_none(tiny_run, tmp_path, monkeypatch):
     """The image is 40 pixels high, in a canvas of 64: 12 above it are padding."""
     cv2.imwrite(str(tmp_path / "wide.png"), np.full((40, 64, 3), 90, np.uint8))
     boxes = torch.tensor([[[5.0, 2, 20, 11], [5, 5, 20, 30], [5, 20, 20, 30]]])
-    found = BatchDetections(boxes, torch.tensor([[0.9, 0.8, 0.7]]), torch.zeros(1, 3, dtype=torch.int64))
+    found = BatchDetections(boxes, torch.tensor([[0.9, 0.8, 0.7]]), torch.zeros(1, 3).long(), torch.tensor([3]))
     monkeypatch.setattr(detect, "detect", lambda *_, **__: found)
     folder = run(tiny_run, tmp_path / "wide.png", tmp_path / "runs", "--save-crop", "--save-json")
     records = json.loads((folder / "detections.json").read_text())

@@ -245,7 +245,7 @@ def _(s: Set) -> Expected:
 def _(s: Set) -> Expected:
     for name in "ab":
         s.label("", f"val/{name}")
-    return s.file, "val", "no sound object in 2 images"
+    return s.file, "val", "no object in 2 images: all labels are empty"
 
 
 @breaks("split-few-labels")

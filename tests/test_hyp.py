@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.errors import UserError
-from utils.hyp import KEYS, PRESETS, Hyp, describe, doubts, hyp_markdown, hyp_table, load_hyp
+from utils.hyp import KEYS, PRESETS, Hyp, describe, doubts, gain_doubts, hyp_markdown, hyp_table, load_hyp
 
 CLASSIC = {  # the recipe as YOLOv5 and YOLOv7 users know it
     **{"optimizer": "SGD", "lr0": 0.01, "lrf": 0.1, "momentum": 0.937, "weight_decay": 0.0005, "nominal_batch": 64},
@@ -165,6 +165,13 @@ def test_an_lr0_for_another_optimizer_is_doubted(tmp_path: Path, text: str, high
 def test_no_preset_is_doubted() -> None:
     presets = {path.stem: load_hyp(path.stem) for path in PRESETS.glob("*.yaml")}
     assert [name for name, hyp in presets.items() if doubts(hyp.optimizer, hyp.lr0)] == []
+
+
+def test_a_gain_for_another_loss_is_doubted(tmp_path: Path) -> None:
+    (line,) = gain_doubts(read(tmp_path, "box: 0.05"))
+    assert "box 0.05" in line and "7.5" in line
+    assert gain_doubts(read(tmp_path, "box: 0.5")) == []
+    assert [path.stem for path in PRESETS.glob("*.yaml") if gain_doubts(load_hyp(path.stem))] == []
 
 
 def test_an_lr0_that_no_yaml_takes_is_doubted() -> None:

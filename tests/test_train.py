@@ -782,12 +782,45 @@ def test_an_edited_hyp_yaml_of_a_run_is_not_passed_over(tiny_data, tmp_path, mon
     file.write_text("lr0 0.1\n")
     with pytest.raises(UserError, match="the state has what the run began with: remove the file to go on"):
         train.main(["--resume", str(tmp_path / "exp")])
+    file.write_text(before.replace(f"lr0: {lr0}", "lr0: 0.0007"))
     saved = shutil.copytree(tmp_path / "exp", tmp_path / "forced")
+    capsys.readouterr()
     train.main(["--resume", str(saved), "--force"])
-    assert rows(saved)[-1]["epoch"] == "2"
+    assert f"hyp.yaml: lr0 is 0.0007, this run has {lr0}" in capsys.readouterr().err
+    assert rows(saved)[-1]["epoch"] == "2" and (saved / "hyp.yaml").read_text() == before
+    gone = shutil.copytree(tmp_path / "exp", tmp_path / "gone")
+    (gone / "hyp.yaml").unlink()
+    train.main(["--resume", str(gone)])
+    assert (gone / "hyp.yaml").read_text() == before
     file.write_text(before.replace("#", "# my").replace(f"lr0: {lr0}", ""))  # words are free; a line may be gone
     train.main(["--resume", str(tmp_path / "exp")])
     assert rows(tmp_path / "exp")[-1]["epoch"] == "2"
+
+
+def test_an_edited_opt_yaml_of_a_run_is_not_passed_over(tiny_data, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            run(tiny_data, tmp_path, "--epochs", "2")
+    folder, file = tmp_path / "exp", tmp_path / "exp" / "opt.yaml"
+    before = file.read_text()
+    file.write_text(before.replace("epochs: 2", "epochs: 9").replace("workers: 0", "workers: 1"))
+    with pytest.raises(
+        UserError, match=r"opt.yaml: epochs is 9, this run has 2, .*put it back; a run that is over goes"
+    ):
+        train.main(["--resume", str(folder)])
+    file.write_text("- a list\n")
+    with pytest.raises(UserError, match="opt.yaml: holds no options\n  .*remove the file to go on"):
+        train.main(["--resume", str(folder)])
+    forced = shutil.copytree(folder, tmp_path / "forced")
+    train.main(["--resume", str(forced), "--force"])
+    assert yaml.safe_load((forced / "opt.yaml").read_text())["epochs"] == 2 == len(rows(forced))
+    file.write_text(before.replace("workers: 0", "workers: 1"))  # it may change on resume, and says nothing of the run
+    train.main(["--resume", str(folder)])
+    with pytest.raises(
+        UserError, match=rf"--resume {tmp_path}: a folder of runs; name one, such as .*--resume {tmp_path}/"
+    ):
+        train.main(["--resume", str(tmp_path)])
 
 
 def test_moved_data_are_in_opt_yaml(tiny_data, tmp_path, monkeypatch):

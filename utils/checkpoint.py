@@ -117,8 +117,8 @@ def save_model(path: Path, weights: dict[str, Tensor], description: dict[str, An
     _write(path, {"lockstep": VERSION, "kind": "model", **description, "weights": weights})
 
 
-def find_checkpoint(weights: str) -> Path:
-    """Return the path that `--weights` names.
+def find_checkpoint(weights: str, instead: str = "") -> Path:
+    """Return the path that `--weights` names. instead: what is said to do instead of taking weights of other nets.
 
     Raises:
         UserError: no file is there; with what may be meant instead.
@@ -131,7 +131,7 @@ def find_checkpoint(weights: str) -> Path:
         near = f"; did you mean '{inside}'?" if inside else ""
         raise UserError(f"--weights {weights}: a folder, not a checkpoint{near}")
     near = suggest(path.name, [file.name for file in path.parent.glob("*.pt")]) if path.parent.is_dir() else ""
-    foreign = f"; {OTHERS}; torchvision:NAME starts from ImageNet weights" if FOREIGN_NAME.match(path.name) else ""
+    foreign = f"; {OTHERS}{instead}" if FOREIGN_NAME.match(path.name) else ""
     raise UserError(f"--weights {weights}: no such file{near or foreign}")
 
 

@@ -22,6 +22,12 @@ PROGRAMS = ("train.py", "val.py", "detect.py")  # what else lies there is the us
 # What may differ and leave every bit of the weights alone, or at least should: two revisions with the same sources are
 # the same code, and kernels are chosen by what the processor can, not by its name.
 HARMLESS = {"code/revision", "libraries/python", "device/name"}
+MEANING = {  # of what is only known by a hash
+    "data/train": " (training images were added or removed, or their boxes or classes changed)",
+    "data/val": " (validation images were added or removed, or their boxes or classes changed)",
+    "data/files": " (training image files changed)",
+    "code/sources": " (the program changed)",
+}
 
 
 def fingerprint(
@@ -72,10 +78,13 @@ def check_same_run(saved: object, current: Mapping[str, Mapping[str, Any]], wher
         UserError: with it the run would not be the same.
     """
     found = differences(saved, current)
-    words = {name: f"{name}{_change(then, now)}" for name, (then, now) in found.items()}
+    words = {name: f"{name}{_change(then, now)}{MEANING.get(name, '')}" for name, (then, now) in found.items()}
     grave = [text for name, text in words.items() if name not in HARMLESS]
     if grave and not force:
-        raise UserError(f"{where}: would not go on as the same run: {'; '.join(grave)}; --force goes on all the same")
+        ways = (
+            f"put it back, start a new one with --weights {where}/weights/last.pt, or go on all the same with --force"
+        )
+        raise UserError(f"{where}: would not go on as the same run: {'; '.join(grave)}: {ways}")
     return list(words.values())
 
 

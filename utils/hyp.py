@@ -50,9 +50,10 @@ _GONE = {
 # What only recipes of YOLOv5 and YOLOv7 have. Their other keys are ours too, with values for another optimizer.
 _CLASSIC = ("obj", "obj_pw", "cls_pw", "anchor_t", "iou_t", "fl_gamma", "loss_ota", "paste_in")
 _RECIPE = (
-    "it looks like a recipe of YOLOv5 or YOLOv7: --hyp yolov7 is theirs with the loss gains that fit here; "
-    "what you changed in yours goes on top, by --set KEY=VALUE"
+    "it looks like a recipe of YOLOv5 or YOLOv7: --hyp yolov7 is one, with the loss gains that fit here; what else "
+    "differs in yours, lrf and augmentation perhaps, goes on top, by --set KEY=VALUE"
 )
+LOW_BOX = 0.5  # a fifteenth of what is usual; 0.05 in recipes of YOLOv5 and YOLOv7
 HIGH_LR0 = 0.005  # of Adam and AdamW; see benchmarks/RESULTS.md
 _FLAGS = (
     *("weights", "cfg", "data", "epochs", "imgsz", "device", "workers", "cache", "rect", "single_cls", "patience"),
@@ -84,7 +85,7 @@ class Hyp:
     """The hyper-parameters of a run. Every instance has passed the checks; a fault raises `UserError`."""
 
     optimizer: str = _key("AdamW", "update rule", choices=("SGD", "Adam", "AdamW"))
-    lr0: float = _key(0.002, "learning rate at the start, once warm-up is over", within="(0, 10]")
+    lr0: float = _key(0.002, "learning rate that the schedule starts from", within="(0, 10]")
     lrf: float = _key(0.01, "learning rate at the end as a share of lr0", within="[0, 1]")
     schedule: str = _key("one_cycle", "course of the learning rate", choices=(*SCHEDULES, CUSTOM))
     hold: float = _key(0.5, "flat_cosine: share of the run at lr0 before it falls", within="[0, 1]")
@@ -113,8 +114,10 @@ class Hyp:
     warmup_momentum: float = _key(0.8, "momentum at the start of the warm-up", within="[0, 1)")
     warmup_bias_lr: float = _key(0.0, "learning rate of biases at the start of the warm-up", within="[0, 10]")
     clip_grad_norm: float = _key(10.0, "largest norm of all gradients together; 0 = no clipping", within="[0, inf)")
-    ema_decay: float = _key(0.995, "decay of the averaged weights (EMA), once it is reached", within="[0, 1)")
-    ema_tau: float = _key(100.0, "time in which the EMA's decay rises to ema_decay", within="(0, inf)", unit="steps")
+    ema_decay: float = _key(0.995, "limit of the decay of the averaged weights (EMA)", within="[0, 1)")
+    ema_tau: float = _key(
+        100.0, "time after which the EMA's decay is at 63 % of ema_decay", within="(0, inf)", unit="steps"
+    )
     fitness: str = _key("mAP50-95", "figure by which the best epoch is chosen", choices=FITNESS)
 
     box: float = _key(7.5, "gain of the box loss (CIoU)", within="[0, inf)")
@@ -141,7 +144,7 @@ class Hyp:
     close_mosaic: int = _key(
         10, "last epochs of the run that train without mosaic and mixup", within="[0, 100000]", unit="epochs"
     )
-    multi_scale: float = _key(0.0, "size of batches varies by this share; --multi-scale sets 0.5", within="[0, 0.75]")
+    multi_scale: float = _key(0.0, "image size varies by this share; --multi-scale sets 0.5", within="[0, 0.75]")
 
     def __post_init__(self) -> None:
         faults = [f"{name}: {fault}" for name, fault in _value_faults(dataclasses.asdict(self)).items()]
@@ -212,8 +215,15 @@ def doubts(optimizer: str, lr0: float) -> list[str]:
         return [f"lr0 {lr0:g} is more than lr0 may be; allowed: {_allowed('lr0')}"]
     if optimizer == "SGD" or lr0 <= HIGH_LR0:
         return []
-    usual = f"{default_of('lr0'):g} is usual; recipes of YOLOv5 and YOLOv7 are for optimizer: SGD"
+    usual = f"{default_of('lr0'):g} is usual; recipes of YOLOv5 and YOLOv7 are for optimizer: SGD, as in --hyp yolov7"
     return [f"lr0 {lr0:g} is high for {optimizer}: {usual}"]
+
+
+def gain_doubts(hyp: Hyp) -> list[str]:
+    """Say that the gain of the box loss looks as if it was meant for another loss."""
+    if hyp.box >= LOW_BOX:
+        return []
+    return [f"box {hyp.box:g} is low: {default_of('box'):g} is usual; the 0.05 of YOLOv5 and YOLOv7 is for their loss"]
 
 
 def _read_flags(flags: Mapping[str, str]) -> tuple[dict[str, tuple[str, Any]], list[str]]:
@@ -469,7 +479,7 @@ def _value_fault(name: str, value: Any) -> str:
     if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
         return f"{_short(value)} is not {_kind_text(kind)}; allowed: {_allowed(name)}"
     if choices and value not in choices:
-        offered = [choice for choice in choices if choice != CUSTOM]  # which is no word to be typed
+        offered = _offered(name)
         near = f"; did you mean '{_OTHERS[value]}'?" if value in _OTHERS else suggest(value, offered)
         return f"{_short(value)} is not one of its choices; allowed: {', '.join(offered)}{near}"
     if kind in ("float", "int") and not _inside(value, KEYS[name].metadata["within"]):
@@ -504,11 +514,16 @@ def _kind_text(kind: str) -> str:
     return words.get(kind) or ("a list of numbers" if kind == LIST else "a map from part to number")
 
 
+def _offered(name: str) -> list[str]:
+    """A key's choices but the one that is no word to be typed."""
+    return [choice for choice in KEYS[name].metadata["choices"] if choice != CUSTOM]
+
+
 def _range_text(name: str) -> str:
     metadata = KEYS[name].metadata
     if KEYS[name].type == MAP:
         return f"{'|'.join(metadata['choices'])}: {metadata['within']}"
-    return metadata["within"] or "|".join(metadata["choices"]) or "true|false"
+    return metadata["within"] or "|".join(_offered(name)) or "true|false"
 
 
 def _allowed(name: str) -> str:

@@ -53,7 +53,7 @@ _GOES_WITH = {
 }
 MAX_WHOLE = 2**31 - 1  # of a whole number without a limit of its own
 DASHES = "–—−"  # what word processors make of hyphens
-SIDE_FOLDERS = ("plan", "lr_find", "profile")  # in the folder of runs, of what is no run
+SIDE_FOLDERS = ("plan", "lr_find", "profile", "check")  # in the folder of runs, of what is no run
 SHOWN = 80  # characters of a value that a message repeats
 
 # Names of other trainers for what has another one here.
@@ -142,7 +142,9 @@ class TrainOptions(_Options):
     )
     single_cls: bool = _flag(False, "train all classes as one", "data and model")
     rect: bool = _flag(False, "train on images of their own shape, without mosaic", "data and model")
-    multi_scale: bool = _flag(False, "vary the size of batches by half to either side", "data and model")
+    multi_scale: bool = _flag(
+        False, "vary the image size, from batch to batch, by half to either side", "data and model"
+    )
     cache: str = _flag(
         "auto",
         "keep decoded images in ram or on disk; auto = ram where they are few",
@@ -221,7 +223,7 @@ class TrainOptions(_Options):
         shown="5, or 100 times what a save takes",
     )
     nosave: bool = _flag(
-        False, "save no state before the end, but when a signal stops the run: it survives no kill", "run folder"
+        False, "save no last.pt before the end, unless a signal stops the run: a killed one can't go on", "run folder"
     )
     noplots: bool = _flag(False, "draw no pictures", "run folder")
     force: bool = _flag(False, "resume even where it would not be the same run", "run folder")

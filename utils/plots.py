@@ -327,7 +327,8 @@ def plot_labels(
         _draw_density(where, centre, "centres", "x / image width", "y / image height")
         where.invert_yaxis()
         _draw_density(extent, share, "width and height", "width / image width", "height / image height")
-        _draw_histogram(size, np.sqrt(wh.prod(axis=1).clip(0)), "√(width · height), pixels", "size")
+        bounds = "√(width · height), pixels; dashed: COCO's bounds\nof small, medium and large"
+        _draw_histogram(size, np.sqrt(wh.prod(axis=1).clip(0)), bounds, "size")
         for edge in (32, 96):
             size.axvline(edge, color=GREY, lw=1, ls="--")
         _draw_histogram(aspect, wh[:, 0] / wh[:, 1].clip(1e-6), "width / height", "shape")

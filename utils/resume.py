@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from utils import dist
 from utils.checkpoint import find_state
 from utils.errors import UserError, many
 from utils.hyp import Hyp, load_hyp, stated
 from utils.options import TrainOptions
+from utils.rundir import HYP, OPTIONS, read_options
 from utils.schedule import EXTENSIONS, Course, CustomFactor, Schedule, describe_jump, load_custom
 from utils.stopping import EarlyStopping, is_evaluated
 
@@ -101,22 +104,23 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
         taken,
     )
     over = is_over(content, saved)
+    used = replace(saved, imgsz=saved.imgsz or content["imgsz"])  # 0: from the data
     for name in sorted(options.explicit - free):
-        if getattr(options, name) != getattr(saved, name) and not (over and name == "epochs"):
+        if getattr(options, name) != getattr(used, name) and not (over and name == "epochs"):
             given, flag = getattr(options, name), f"--{name.replace('_', '-')}"
-            has = f"{flag} {_words(given)}: this run has {_words(getattr(saved, name))}"
+            has = f"{flag} {_words(given)}: this run has {_words(getattr(used, name))}"
             raise UserError(
                 f"{f'{flag}: this run is without it' if given is True else has}, and a resumed run is the same run; "
                 f"leave {flag} out, or start a new one from it: --weights {path}"
             )
     if "hyp" in options.explicit:
         _check_hyp(options, saved, origin.hyp)
-    _check_own_hyp(origin)
     done = content["state"]["progress"]["epoch"]
     if options.extend and "epochs" not in options.explicit:
         raise UserError(f"--extend {options.extend}: goes with --resume [PATH] and --epochs N, the new number in all")
     if bool(over) != bool(options.extend) or (options.extend and options.epochs <= done):
         raise UserError(how_to_go_on(replace(options, batch_size=saved.batch_size), origin, path, done, over))
+    _check_own_files(origin, {name: value for name, value in content["options"].items() if name not in free})
     if options.extend:
         origin = replace(origin, course=course.extend(done, options.epochs, options.extend))
     given = {name: getattr(options, name) for name in options.explicit & free - {"project", "force"}}
@@ -126,28 +130,38 @@ def go_on(options: TrainOptions, path: Path) -> tuple[TrainOptions, Origin]:
 def _check_hyp(options: TrainOptions, saved: TrainOptions, own: Hyp) -> None:
     """Raise `UserError` where the file that is named again no longer holds what the run began with."""
     given = load_hyp(options.hyp, list(saved.set), saved.hyp_flags()).to_dict()
-    _hold_to(own, given, f"--hyp {options.hyp}", "; leave --hyp out, or start a new one")
+    if apart := _apart(own.to_dict(), given):
+        raise UserError(f"--hyp {options.hyp}: {apart}; leave --hyp out, or start a new one")
 
 
-def _check_own_hyp(origin: Origin) -> None:
-    """Raise `UserError` where somebody edited the run's `hyp.yaml`, which only says what the run began with."""
-    file = origin.folder / "hyp.yaml"
-    if origin.force or not file.is_file():
-        return
-    try:
-        edited = stated(file)
-    except UserError as error:
-        raise UserError(f"{error}\n  the state has what the run began with: remove the file to go on") from None
-    way = f"put it back, or start a new one with --hyp {file} (without the file, or with --force, this one goes on)"
-    _hold_to(origin.hyp, edited, str(file), f": {way}")
+def _check_own_files(origin: Origin, options: Mapping[str, Any]) -> None:
+    """Raise `UserError` where somebody edited the run's `hyp.yaml` or `opt.yaml`, which only say what the run began
+    with; where it goes on by force, say that it goes on with what the state has."""
+    hyp, opt = origin.folder / HYP, origin.folder / OPTIONS
+    longer = "; a run that is over goes on by --resume RUN --epochs N --extend replan"
+    for file, own, read, way in (
+        (hyp, origin.hyp.to_dict(), stated, f", or start a new one with --hyp {hyp}"),
+        (opt, options, read_options, longer),
+    ):
+        try:
+            apart = _apart(own, read(file)) if file.is_file() else ""
+        except UserError as error:
+            if origin.force:
+                continue
+            raise UserError(f"{error}\n  the state has what the run began with: remove the file to go on") from None
+        if apart and not origin.force:
+            raise UserError(f"{file}: {apart}: put it back{way} (without the file this one goes on as it began)")
+        if apart and dist.is_main():
+            print(f"warning: {file}: {apart}: it goes on as it began, and the file will say so", file=sys.stderr)
 
 
-def _hold_to(own: Hyp, given: Mapping[str, Any], where: str, way: str) -> None:
-    """Raise the `UserError` of the first value given at `where` that is not the run's own; `way` is what to do."""
-    for key, value in own.to_dict().items():
+def _apart(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Say which value given is the first that is not the run's own; empty if none is."""
+    for key, value in own.items():
         stands = list(given[key]) if isinstance(given.get(key), tuple) else given.get(key, value)
         if stands != value:
-            raise UserError(f"{where}: {key} is {stands}, this run has {value}, and a resumed run is the same run{way}")
+            return f"{key} is {stands}, this run has {value}, and a resumed run is the same run"
+    return ""
 
 
 def _words(value: object) -> str:

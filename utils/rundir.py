@@ -23,6 +23,7 @@ except ImportError:  # Windows: nothing is locked
 LAST = Path("weights") / "last.pt"
 PREVIOUS = "last.previous.pt"  # the state before, which loading takes where `last.pt` is gone or damaged
 LOCK = ".lock"
+HYP = "hyp.yaml"
 OPTIONS = "opt.yaml"
 CHECKPOINTS = re.compile(r"(last|best|rollback|epoch\d+)(\.previous)?\.pt")
 
@@ -163,6 +164,17 @@ def check_place(project: str | Path, name: str, exist_ok: bool) -> None:
         raise UserError(f"{first}: cannot be made: {above} may not be written to")
 
 
+def read_options(file: Path) -> dict[str, Any]:
+    """Return what an `opt.yaml` says. Raises `UserError` where it is no yaml of options."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: can't be read as yaml ({type(error).__name__})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: holds no options")
+    return values
+
+
 def newest_run(project: str | Path) -> Path | None:
     """Return the folder in `project`, at any depth, whose `weights/last.pt`, or the state before it, was written last.
 
@@ -195,6 +207,9 @@ def resolve_resume(arg: str | Path | bool | None, project: str | Path) -> Path:
             if path.is_file() or (path.name == LAST.name and path.with_name(PREVIOUS).is_file()):
                 return _in_its_run(path)
         if base.is_dir():
+            newest = newest_run(base)
+            if newest is not None:
+                raise UserError(f"--resume {arg}: a folder of runs; name one, such as the newest: --resume {newest}")
             raise UserError(f"--resume {arg}: {base} holds no {LAST}: that run saved no state to go on from")
     runs = [path.parents[1].name for path in Path(project).glob(f"*/{LAST.as_posix()}")]
     raise UserError(f"--resume {arg}: no such file or folder{suggest(Path(str(arg)).name, runs)}")

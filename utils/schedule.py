@@ -72,7 +72,7 @@ def flat_cosine(lrf: float, epochs: int, hold: float, tail: int) -> Factor:
     """Stay at 1 for the share `hold` of the run, fall on a half cosine, stay at `lrf` for the last `tail` epochs.
 
     The tail takes at most half of what `hold` leaves, so that there is always a slope. Without a tail the last epoch
-    is a little above `lrf`, as with `one_cycle`.
+    is above `lrf`, as with `one_cycle`; where `hold` leaves no more than one epoch, it is 1.
     """
     held = _round(hold * epochs)
     tail = min(tail, (epochs - held) // 2)
