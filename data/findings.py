@@ -24,7 +24,7 @@ SAME_PLACE = 0.95  # IoU
 SUSPICIONS = {
     "doubled": f"Two boxes of one class in the same place (IoU above {SAME_PLACE}): one object labelled twice?",
     "two classes": f"Two boxes of different classes in the same place (IoU above {SAME_PLACE}): which one is it?",
-    "tiny": f"A side of {TINY:g} px or less once the image's long side is at most {TRAINED_AT} px: nothing to learn from.",
+    "tiny": f"A side of {TINY:g} px or less where the long side is at most {TRAINED_AT} px: nothing to learn from.",
     "huge": f"More than {HUGE:.0%} of the image: a label of the whole picture?",
     "thin": f"More than {THIN:g} times as long as wide: a slip of the mouse?",
 }
