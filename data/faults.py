@@ -65,6 +65,7 @@ KINDS: dict[str, Kind] = {
     "label-unreadable": Kind("a label file that can't be read", True, IMAGE),
     "label-too-large": Kind("a label file of a size that no labels have", True, IMAGE),
     "label-no-image": Kind("labels without an image", True, "the labels are left out"),
+    "label-other-names": Kind("a `classes.txt` by the labels that calls a class otherwise", False, "`names` counts"),
     "label-not-labels": Kind("a file among the labels that holds none, of no image's name", False, "not read"),
     # YOLO txt.
     "label-not-utf8": Kind("a label file that is not text in UTF-8", True, IMAGE),

@@ -23,7 +23,16 @@ from data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, Unreadable, header
 from data.labels import BadLabels, Entry, Record, absolute_path, check_boxes, walk
 from data.processes import FORKS, cores, in_processes
 from data.voc_xml import folders_sharing, scan_voc
-from data.yolo_txt import YoloImages, label_folder, label_paths, labels_alone, yolo_images, yolo_names
+from data.yolo_txt import (
+    NOTES,
+    YoloImages,
+    label_folder,
+    label_paths,
+    labels_alone,
+    other_names,
+    yolo_images,
+    yolo_names,
+)
 from utils.errors import many
 
 CHUNK = 512  # images that are read at a time
@@ -78,6 +87,7 @@ def split_state(config: DataConfig, split: str) -> Iterator[str]:
             folders |= set(folders_sharing(source, config)) if source.annotations in folders else set()
             for folder in sorted(folder for folder in folders if folder.is_dir()):
                 yield from _folder_state(str(folder), (*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES, ".txt", ".xml"))
+            yield from (_file_state(str(label_folder(source.images).parent / note)) for note in NOTES)
             continue
         yield _file_state(str(source.images))
         for image in yolo_images(source, config.root, []):
@@ -134,6 +144,9 @@ def _scan_split(config: DataConfig, split: str) -> tuple[Entries, list[Fault]]:
         fatal = [Fault.of("split-no-images", str(config.file), split, text)]
     if fatal:
         raise DataError(*fatal, *faults)
+    sources = config.split(split).sources
+    folders = {source.images for source in sources if source.annotations is None and source.images.is_dir()}
+    faults += dict.fromkeys(fault for folder in sorted(folders) for fault in other_names(folder, config.label_names))
     for source in config.split(split).sources:
         listed = bool(source.lists) or (source.annotations is not None and not source.annotations.is_dir())
         others = _other_images(source.images) if source.images.is_dir() and not listed else []
@@ -181,13 +194,27 @@ def _unlabelled(config: DataConfig, split: str, first: Entry, missing: int, tota
     looked = f"for {first.name} it would be {' or '.join(places)}"
     count = f"{missing:,} of {total:,} images ({share:.1%}) without a label file"
     if share == 1:
-        kind, text = "split-no-labels", f"none of {total:,} images has a label file; {looked}: put them there"
+        way = _other_format(split, first) or "put them there"
+        kind, text = "split-no-labels", f"none of {total:,} images has a label file; {looked}: {way}"
     elif share > config.max_missing_labels:
         way = f"if these images show nothing of interest, write max_missing_labels: {_above(share)} in the data yaml"
         kind, text = "split-few-labels", f"{count}; {looked}; {way}"
     else:
         kind, text = "split-backgrounds", f"{count}, taken as images of nothing; {looked}"
     return [Fault.of(kind, str(config.file), split, text)]
+
+
+def _other_format(split: str, first: Entry) -> str:
+    """Say how annotations of another format are named that lie where labels would be; empty where there are none."""
+    folder = os.path.dirname(first.image)
+    for place in dict.fromkeys(os.path.dirname(path) for path in (first.image, *label_paths(first.image))):
+        stem = os.path.splitext(os.path.basename(first.image))[0]
+        if os.path.isfile(os.path.join(place, f"{stem}.xml")):
+            return f"there is Pascal VOC XML: write {split}: {{images: {folder}, annotations: {place}}}"
+        found = sorted(Path(place).glob("*.json"))
+        if found:
+            return f"if {found[0]} is COCO's, write {split}: {{images: {folder}, annotations: {found[0]}}}"
+    return ""
 
 
 def _above(share: float) -> float:

@@ -21,7 +21,7 @@ from data.formats import iter_split, split_state
 from data.growing import Growing
 from data.images import IMAGE_SUFFIXES
 
-FORMAT = 2  # part of every cached index's key: raise it when the readers give other arrays
+FORMAT = 3  # part of every cached index's key: raise it when the readers give other arrays
 KINDS = {
     "paths": "u1",
     "path_offsets": "i8",

@@ -35,6 +35,8 @@ from utils.errors import many
 SNAP = 256  # steps a pixel that rounded shares are put back on: exact for 6 decimals up to 2,600 px
 PIXELS = 2.0  # a share of more is none
 NOTES = ("classes.txt",)  # what labelling tools leave beside the labels
+MAX_NOTE = 1 << 20  # characters of it that are read
+ORDER = "If the former, give `names` the order of this file"
 
 
 class _RowFault(Exception):
@@ -125,6 +127,26 @@ def labels_alone(images: Path, entries: Entries) -> list[Fault]:
     faults = [_label_alone(path) for path in entries.without_images(labels_in(folder)) if os.path.isfile(path)]
     # Beside images, notes are nothing to speak of.
     return [fault for fault in faults if fault.stops] if folder == images else faults
+
+
+def other_names(images: Path, names: Sequence[str]) -> Iterator[Fault]:
+    """What labelling tools wrote beside the labels, or above them, where it calls a class otherwise than `names`.
+
+    A list of other classes altogether says nothing: some tools leave one of their own.
+    """
+    folder = label_folder(images)
+    for path in (folder / note for folder in (folder, folder.parent) for note in NOTES):
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                listed = [line.strip() for line in file.read(MAX_NOTE).splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError):
+            continue
+        pairs = [(there, here) for there, here in zip(listed, names, strict=False)]
+        apart = [i for i, (there, here) in enumerate(pairs) if there.casefold() != here.casefold()]
+        if apart and set(listed) & set(names):
+            there, here = pairs[apart[0]]
+            text = f"class {apart[0]} is {shorten(there, 60)!r} here and {here!r} in the data yaml"
+            yield Fault.of("label-other-names", str(path), "", f"{text}: which one do the labels mean? {ORDER}")
 
 
 def _label_alone(path: str) -> Fault:

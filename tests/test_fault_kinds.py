@@ -241,6 +241,12 @@ def _(s: Set) -> Expected:
     return s.file, "train", "none of 2 images has a label file; for images/train/a.png it would be"
 
 
+@breaks("label-other-names")
+def _(s: Set) -> Expected:
+    (s.root / "labels/train/classes.txt").write_text("dog\ncat\n")
+    return str(s.root / "labels/train/classes.txt"), "", "class 0 is 'dog' here and 'cat' in the data yaml"
+
+
 @breaks("split-no-boxes")
 def _(s: Set) -> Expected:
     for name in "ab":

@@ -290,6 +290,32 @@ def test_how_many_labels_may_be_missing(tmp_path: Path, allowed: str, kind: str)
     (fault,) = read(tmp_path, f"{yaml.replace(allowed or ' ', '0.8')}", "train")[1] if allowed else (fault,)
 
 
+def test_a_list_of_classes_in_another_order_is_named(tmp_path: Path) -> None:
+    """labelImg leaves one beside the labels, others above; swapped classes are seen nowhere else."""
+    image(tmp_path / "images/x/a.png")
+    text(tmp_path / "labels/x/a.txt", "0 .5 .5 1 1")
+    yaml = "train: images/x\nnames: [cat, dog]\n"
+    for place in ("labels/x", "labels"):
+        file = tmp_path / place / "classes.txt"
+        for said, expected in (("dog\ncat\n", 1), ("Cat\n\ndog\nbird\n", 0), ("tree\nbush\n", 0), ("cat\nbird\n", 1)):
+            text(file, said)
+            faults = read(tmp_path, yaml)[1]
+            assert [fault.kind for fault in faults] == ["label-other-names"] * expected
+        assert "class 1 is 'bird' here and 'dog' in the data yaml" in faults[0].text and not faults[0].stops
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [("labels", "a.xml"), ("images", "a.xml"), ("images", "_annotations.coco.json")]
+)
+def test_labels_of_another_format_where_txt_was_looked_for_are_named(tmp_path: Path, place: str, name: str) -> None:
+    image(tmp_path / "images/a.png")
+    text(tmp_path / place / name, "{}")
+    (fault,) = (fault for fault in read(tmp_path, f"train: images\n{NAMES}")[1] if fault.kind == "split-no-labels")
+    where = tmp_path / place if name == "a.xml" else tmp_path / place / name
+    assert fault.text.endswith(f"write train: {{images: {tmp_path}/images, annotations: {where}}}")
+
+
 def test_labels_without_an_image(tmp_path: Path) -> None:
     for folder in ("images/x", "plain"):
         image(tmp_path / f"{folder}/a.png")
