@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import permutations
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.augment import (
@@ -36,7 +33,7 @@ from utils.errors import UserError, many
 from utils.seed import rng
 
 NEAR = 64  # images before a sample, in the order of its epoch, that its partners are drawn from
-NO_WAY = torch.full((4,), torch.nan)  # the letterbox of a sample that is none
+NO_WAY = np.full(4, np.nan, np.float32)  # the letterbox of a sample that is none
 ORDERS = tuple(permutations(range(4)))
 TOGETHER = 8  # samples that are made step by step
 KEPT = 2 * NEAR  # decoded images that a process remembers, at most
@@ -96,18 +93,15 @@ class Numbers(NamedTuple):
         return cls(u[0], u[1:4], u[4], u[5:7], u[7:15], u[15:18], u[18:20], u[20:22])
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One picture, ready for a batch."""
 
-    image: Tensor  # uint8 [3, H, W], RGB; its memory is ordered [H, W, 3]
-    boxes: Tensor  # float32 [n, 4], xyxy in pixels of `image`
-    classes: Tensor  # int64 [n]
+    image: np.ndarray  # uint8 [H, W, 3], RGB
+    boxes: np.ndarray  # float32 [n, 4], xyxy in pixels of `image`
+    classes: np.ndarray  # int64 [n]
     index: int
-    letterbox: Tensor  # float32 [4]: gain x, gain y, pad x, pad y: x_in = x_original · gain + pad. NaN if augmented
-    colour: Tensor = field(
-        default_factory=lambda: torch.eye(3)
-    )  # float32 [3, 3]: its RGB is yet to be multiplied by it
+    letterbox: np.ndarray  # float32 [4]: gain x, gain y, pad x, pad y: x_in = x_original · gain + pad. NaN if augmented
+    colour: np.ndarray = SAME  # float32 [3, 3]: its RGB is yet to be multiplied by it
 
 
 @lru_cache(maxsize=4)
@@ -267,8 +261,8 @@ class DetectionDataset(Dataset[Sample]):
         gain = image.shape[1::-1] / self.index.sizes[i]
         left, top = letterbox(image, out)
         boxes = boxes + np.array([left, top, left, top], np.float32)
-        letterbox_way = torch.tensor([*gain, left, top], dtype=torch.float32)
-        return self._sample(Picture(out, boxes, classes), i, letterbox_way)
+        letterbox_way = np.array([*gain, left, top], np.float32)
+        return Sample(out, boxes, classes.astype(np.int64), i, letterbox_way)
 
     def _training_samples(self, keys: Sequence[SampleKey], pixels: np.ndarray) -> list[Sample]:
         """A few samples, one step after the other for all of them: what a step needs stays in the processor's caches.
@@ -282,7 +276,7 @@ class DetectionDataset(Dataset[Sample]):
         painted = [self._painted(*each) for each in zip(keys, numbers, pixels, strict=True)]
         pictures = settle([composite for composite, _ in painted])
         return [
-            self._sample(picture, key.index, NO_WAY, colour)
+            Sample(*picture, key.index, NO_WAY, colour)
             for key, picture, (_, colour) in zip(keys, pictures, painted, strict=True)
         ]
 
@@ -323,17 +317,6 @@ class DetectionDataset(Dataset[Sample]):
         pictures = [self._load(members[place], key) for place in ORDERS[int(len(ORDERS) * numbers.order)]]
         first, last = self.imgsz // 2, 3 * self.imgsz // 2
         return mosaic(pictures, *(first + int((last + 1 - first) * number) for number in numbers.center))
-
-    def _sample(self, picture: Picture, index: int, way: Tensor, colour: np.ndarray = SAME) -> Sample:
-        image, boxes, classes = picture
-        return Sample(
-            torch.from_numpy(image.transpose(2, 0, 1)),
-            torch.from_numpy(boxes),
-            torch.from_numpy(classes.astype(np.int64, copy=False)),
-            index,
-            way,
-            torch.from_numpy(colour),
-        )
 
 
 def without_crowds(index: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -140,7 +140,8 @@ def known_header(data: np.ndarray) -> Header | None:
     head = data[:HEAD].tobytes()
 
     def at(offset: int, count: int) -> bytes:
-        return data[offset : offset + count].tobytes()
+        end = offset + count
+        return head[offset:end] if end <= len(head) else data[offset:end].tobytes()
 
     try:
         try:

@@ -85,16 +85,16 @@ class Handed:
 def collate(samples: Sequence[Sample], pixels: np.ndarray) -> Batch:
     """Make a batch of samples whose images lie side by side in `pixels`, uint8 `[B, H, W, 3]`."""
     size, most = len(samples), max(1, *(len(sample.classes) for sample in samples))
-    boxes = torch.zeros(size, most, 4)
-    classes = torch.full((size, most), -1, dtype=torch.int64)
+    boxes, classes = np.zeros((size, most, 4), np.float32), np.full((size, most), -1, np.int64)
     for i, sample in enumerate(samples):
         boxes[i, : len(sample.boxes)] = sample.boxes
         classes[i, : len(sample.classes)] = sample.classes
-    indices = torch.tensor([sample.index for sample in samples])
-    letterbox, colour = (torch.stack([getattr(s, name) for s in samples]) for name in ("letterbox", "colour"))
+    indices = np.array([sample.index for sample in samples], np.int64)
+    letterbox, colour = (np.array([getattr(s, name) for s in samples]) for name in ("letterbox", "colour"))
+    rest = map(torch.from_numpy, (boxes, classes, indices, letterbox, colour))
     # Images are decoded as [H, W, 3]; kept so, nothing is transposed, and convolutions on CPUs and tensor cores are
     # quicker on channels-last memory.
-    return Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), boxes, classes, indices, letterbox, colour)
+    return Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), *rest)
 
 
 def resize_batch(batch: Batch, size: int, stride: int = 32) -> Batch:

@@ -82,14 +82,12 @@ def plan(shapes: np.ndarray, batch: int, epoch: int = 0, shuffle: bool = True, *
 
 def test_collate_pads_boxes() -> None:
     pixels = np.arange(2 * 2 * 4 * 3, dtype=np.uint8).reshape(2, 2, 4, 3)
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    way = torch.tensor([0.5, 0.5, 1.0, 2.0])
-    boxes = torch.tensor([[0.0, 0, 1, 1], [1, 1, 2, 2]])
-    full = Sample(images[1], boxes, torch.tensor([7, 8]), 5, way)
-    empty = Sample(images[0], boxes[:0], torch.zeros(0, dtype=torch.int64), 2, way * 2)
+    way, boxes = np.float32([0.5, 0.5, 1, 2]), np.float32([[0, 0, 1, 1], [1, 1, 2, 2]])
+    full = Sample(pixels[1], boxes, np.array([7, 8]), 5, way)
+    empty = Sample(pixels[0], boxes[:0], np.zeros(0, np.int64), 2, way * 2)
     batch = collate([empty, full], pixels)
     assert batch.images.shape == (2, 3, 2, 4) and batch.images.dtype == torch.uint8 and len(batch) == 2
-    assert torch.equal(batch.images, images)
+    assert (batch.images.permute(0, 2, 3, 1).numpy() == pixels).all()
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.boxes.tolist() == [[[0.0] * 4] * 2, boxes.tolist()] and batch.boxes.dtype == torch.float32
     assert batch.classes.tolist() == [[-1, -1], [7, 8]] and batch.classes.dtype == torch.int64
@@ -98,7 +96,8 @@ def test_collate_pads_boxes() -> None:
 
 
 def test_a_batch_without_boxes_has_one_row_of_padding() -> None:
-    sample = Sample(torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0).long(), 0, torch.ones(4))
+    way, none = np.ones(4, np.float32), np.zeros((0, 4), np.float32)
+    sample = Sample(np.zeros((2, 2, 3), np.uint8), none, np.zeros(0, np.int64), 0, way)
     batch = collate([sample, sample], np.zeros((2, 2, 2, 3), np.uint8))
     assert batch.boxes.shape == (2, 1, 4) and batch.classes.tolist() == [[-1], [-1]]
 
@@ -326,8 +325,8 @@ class Probe:
 
     def samples(self, keys: list[SampleKey], pixels: np.ndarray) -> list[Sample]:
         facts = [cv2.getNumThreads(), torch.get_num_threads(), os.getpid(), os.getpgrp()]
-        parts = torch.zeros(0), torch.zeros(4, 4), torch.tensor(facts)
-        return [Sample(*parts, key.index, torch.zeros(4)) for key in keys]
+        parts = np.zeros(0), np.zeros((4, 4), np.float32), np.array(facts)
+        return [Sample(*parts, key.index, np.zeros(4, np.float32)) for key in keys]
 
 
 def test_workers_run_one_thread_outside_of_the_trainers_process_group() -> None:
@@ -389,8 +388,8 @@ class Full:
         return len(keys), 32, 32, 3
 
     def samples(self, keys, pixels):
-        parts = torch.zeros(0), torch.zeros(60, 4), torch.zeros(60, dtype=torch.int64)
-        return [Sample(*parts, key.index, torch.zeros(4)) for key in keys]
+        parts = np.zeros(0), np.zeros((60, 4), np.float32), np.zeros(60, np.int64)
+        return [Sample(*parts, key.index, np.zeros(4, np.float32)) for key in keys]
 
 for count in range(2, 8):
     batches = Loader(Full(), 64, workers=2, seed=1, shuffle=True, pin_memory=True)
@@ -484,14 +483,13 @@ def test_to_moves_everything(index: Labelled) -> None:
 def test_resize_scales_pictures_and_boxes() -> None:
     image = np.zeros((64, 96, 3), np.uint8)
     image[16:48, 24:72] = 200
-    way = torch.tensor([0.5, 0.5, 4.0, 8.0])
-    box = torch.tensor([[24.0, 16, 72, 48]])
-    batch = collate([Sample(torch.zeros(0), box, torch.tensor([1]), 0, way)] * 2, np.stack([image, image]))
+    way, box = np.float32([0.5, 0.5, 4, 8]), np.float32([[24, 16, 72, 48]])
+    batch = collate([Sample(image, box, np.array([1]), 0, way)] * 2, np.stack([image, image]))
     for size, (width, height) in {192: (192, 128), 128: (128, 96), 64: (64, 32)}.items():
         out = resize_batch(batch, size)
         assert out.images.shape == (2, 3, height, width) and out.images.dtype == torch.uint8
         scale = torch.tensor([width / 96, height / 64] * 2)
-        assert torch.allclose(out.boxes[0], box * scale) and torch.allclose(out.letterbox[0], way * scale)
+        assert torch.allclose(out.boxes, batch.boxes * scale) and torch.allclose(out.letterbox, batch.letterbox * scale)
         bright = out.images[0, 0].numpy() > 100
         x, y = np.flatnonzero(bright.any(0)), np.flatnonzero(bright.any(1))
         extent = torch.tensor([x[0], y[0], x[-1] + 1, y[-1] + 1])
