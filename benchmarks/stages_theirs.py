@@ -127,11 +127,12 @@ def their_net_in_our_loop(settings: Facts) -> tuple[Run, Facts]:
     import stages_ours
 
     import train
+    from models.build import Start
     from models.head import Predictions, anchor_points
     from models.yolo import ModelConfig
 
-    net = network(settings)
-    train.build_model = lambda *_, **__: (Adapted(net, ModelConfig("n", 3), Predictions, anchor_points), "measured")
+    adapted = Adapted(network(settings), ModelConfig("n", 3), Predictions, anchor_points)
+    train.build_model = lambda *_, **__: (adapted, Start("measured", trained=False))
     return stages_ours.steps_of(stages_ours.build(settings), settings["steps"], resident=True), {}
 
 
