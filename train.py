@@ -62,7 +62,7 @@ from utils.options import TrainOptions, parse
 from utils.plots import plot_images, plot_labels, plot_lr, plot_lr_find, plot_results
 from utils.profiler import WARM_UP, phase, profile_steps
 from utils.resume import Origin, go_on, resume_words, start_anew
-from utils.rundir import HYP, OPTIONS, RunDir, RunLock, check_place, new_run, resolve_resume
+from utils.rundir import HYP, LAST, OPTIONS, RunDir, RunLock, check_place, new_run, resolve_resume
 from utils.schedule import (
     LearningRate,
     LRCurve,
@@ -539,7 +539,7 @@ def open_output(
     for line in data.splits.write_list(run):
         say(line)
     if origin.taken is not None:
-        restart_from(origin.taken, run.weights / "last.pt", training.state, description)
+        restart_from(origin.taken, run.weights / LAST.name, training.state, description)
     run.write_yaml("fingerprint.yaml", description["fingerprint"], "What the weights depend on beside the options.")
     return Output(run, description, build_loggers(run.path, after_epoch=training.state.epoch), lock)
 
@@ -556,7 +556,7 @@ def build_keeper(training: Training, output: Output | None, options: TrainOption
 
     def write() -> None:
         if output is not None:
-            save_state(output.run.weights / "last.pt", training.state, output.description)
+            save_state(output.run.weights / LAST.name, training.state, output.description)
 
     keeper = Keeper(
         training.state,
@@ -743,7 +743,7 @@ def way_on(options: TrainOptions, origin: Origin) -> str | None:
     if origin.content is None:
         return None
     longer = f" --epochs {options.epochs} --extend {options.extend}" if options.extend else ""
-    from_last = Path(options.resume).name == "last.pt"
+    from_last = Path(options.resume).name == LAST.name
     return f"{resume_command(origin.folder if from_last else options.resume, options.schedule)}{longer}"
 
 

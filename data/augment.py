@@ -127,8 +127,7 @@ def compose(tiles: Sequence[Tile], source: tuple[int, int], matrix: np.ndarray, 
     (gain_x, skew_x, shift_x), (skew_y, gain_y, shift_y), depth = matrix.tolist()
     high, wide = out.shape[:2]
     if skew_x or skew_y or depth[0] or depth[1] or gain_x <= 0 or gain_y <= 0:
-        picture = warp(paste(tiles, *source), matrix, wide, high)
-        out[...] = picture.image
+        picture = warp(paste(tiles, *source), matrix, wide, high, out)
         return Composite(out, [picture], [STAY])
     across, down = (source[0], wide, gain_x, shift_x), (source[1], high, gain_y, shift_y)
     out[...] = GREY[0]
@@ -179,17 +178,18 @@ def _span(start: int, length: int, source: int, target: int, gain: float, shift:
     return (begin, end, first, last) if first < last and begin < end else (0, 0, 0, 0)
 
 
-def warp(picture: Picture, matrix: np.ndarray, width: int, height: int) -> Picture:
-    """Warp by a 3×3 `matrix` to `width`×`height`, grey outside; boxes are cut to what is seen, see `warp_boxes`."""
+def warp(picture: Picture, matrix: np.ndarray, width: int, height: int, out: np.ndarray | None = None) -> Picture:
+    """Warp by a 3×3 `matrix` to `width`×`height`, grey outside, into the pixels of `out` or new ones; boxes are cut to
+    what is seen, see `warp_boxes`."""
     # OpenCV counts from the centre of the first pixel, boxes from its edge.
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     back = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])
     by_center = back @ matrix @ half
     flat = matrix[2, 0] == 0 and matrix[2, 1] == 0
     if flat:
-        image = cv2.warpAffine(picture.image, by_center[:2], (width, height), borderValue=GREY)
+        image = cv2.warpAffine(picture.image, by_center[:2], (width, height), dst=out, borderValue=GREY)
     else:
-        image = cv2.warpPerspective(picture.image, by_center, (width, height), borderValue=GREY)
+        image = cv2.warpPerspective(picture.image, by_center, (width, height), dst=out, borderValue=GREY)
     source_h, source_w = picture.image.shape[:2]
     boxes, keep = warp_boxes(picture.boxes, matrix, (source_w, source_h), (width, height))
     return Picture(image, boxes[keep], picture.classes[keep])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.augment import MIN_SIDE
 from data.config import DataConfig, Source
 from data.faults import Fault
 from data.images import IMAGE_SUFFIXES
@@ -17,14 +18,13 @@ from data.similar import Looks, nearest
 from utils.errors import printable
 
 TRAINED_AT = 640  # px: the long side that images are brought to at most, unless --img says otherwise
-TINY = 2.0  # px, then: the augmentation drops a box with no longer side
 HUGE = 0.95  # share of the image
 THIN = 20.0  # times as long as wide
 SAME_PLACE = 0.95  # IoU
 SUSPICIONS = {
     "doubled": f"Two boxes of one class in the same place (IoU above {SAME_PLACE}): one object labelled twice?",
     "two classes": f"Two boxes of different classes in the same place (IoU above {SAME_PLACE}): which one is it?",
-    "tiny": f"A side of {TINY:g} px or less where the long side is at most {TRAINED_AT} px: nothing to learn from.",
+    "tiny": f"A side of {MIN_SIDE:g} px or less where the long side is at most {TRAINED_AT} px: nothing to learn from.",
     "huge": f"More than {HUGE:.0%} of the image: a label of the whole picture?",
     "thin": f"More than {THIN:g} times as long as wide: a slip of the mouse?",
 }
@@ -127,7 +127,7 @@ def find_suspects(index: Index) -> dict[str, np.ndarray]:
     gain = np.minimum(TRAINED_AT / sizes.max(1, initial=1), 1)
     one = ~index.crowd
     alone = {
-        "tiny": one & (np.minimum(wide, high) * gain <= TINY),
+        "tiny": one & (np.minimum(wide, high) * gain <= MIN_SIDE),
         "huge": one & (wide * high > HUGE * sizes.prod(1)),
         "thin": one & (np.maximum(wide, high) > THIN * np.minimum(wide, high)),
     }

@@ -144,15 +144,14 @@ def _scan_split(config: DataConfig, split: str) -> tuple[Entries, list[Fault]]:
         fatal = [Fault.of("split-no-images", str(config.file), split, text)]
     if fatal:
         raise DataError(*fatal, *faults)
-    sources = config.split(split).sources
-    folders = {source.images for source in sources if source.annotations is None and source.images.is_dir()}
-    faults += dict.fromkeys(fault for folder in sorted(folders) for fault in other_names(folder, config.label_names))
     for source in config.split(split).sources:
         listed = bool(source.lists) or (source.annotations is not None and not source.annotations.is_dir())
         others = _other_images(source.images) if source.images.is_dir() and not listed else []
         if source.annotations is None and source.images.is_dir():
             unread = {label for fault in others for label in label_paths(fault.file)}  # whose image is there
             faults += [fault for fault in labels_alone(source.images, entries) if fault.file not in unread]
+            # The list above the labels may be that of several sources.
+            faults += [fault for fault in other_names(source.images, config.label_names) if fault not in faults]
         faults += others
     for name, count in entries.repeated:
         path = os.path.join(config.root, name)

@@ -36,7 +36,6 @@ SNAP = 256  # steps a pixel that rounded shares are put back on: exact for 6 dec
 PIXELS = 2.0  # a share of more is none
 NOTES = ("classes.txt",)  # what labelling tools leave beside the labels
 MAX_NOTE = 1 << 20  # characters of it that are read
-ORDER = "If the former, give `names` the order of this file"
 
 
 class _RowFault(Exception):
@@ -141,12 +140,13 @@ def other_names(images: Path, names: Sequence[str]) -> Iterator[Fault]:
                 listed = [line.strip() for line in file.read(MAX_NOTE).splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError):
             continue
-        pairs = [(there, here) for there, here in zip(listed, names, strict=False)]
-        apart = [i for i, (there, here) in enumerate(pairs) if there.casefold() != here.casefold()]
-        if apart and set(listed) & set(names):
-            there, here = pairs[apart[0]]
-            text = f"class {apart[0]} is {shorten(there, 60)!r} here and {here!r} in the data yaml"
-            yield Fault.of("label-other-names", str(path), "", f"{text}: which one do the labels mean? {ORDER}")
+        pairs = enumerate(zip(listed, names, strict=False))
+        apart = next(((i, *pair) for i, pair in pairs if pair[0].casefold() != pair[1].casefold()), None)
+        if apart is not None and set(listed) & set(names):
+            number, there, here = apart
+            text = f"class {number} is {shorten(there, 60)!r} here and {here!r} in the data yaml"
+            way = "which one do the labels mean? If the former, give `names` the order of this file"
+            yield Fault.of("label-other-names", str(path), "", f"{text}: {way}")
 
 
 def _label_alone(path: str) -> Fault:
