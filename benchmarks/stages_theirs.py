@@ -115,7 +115,7 @@ class Adapted(torch.nn.Module):
         self.net, self.config, self._predictions, self._points = net, config, predictions, points
 
     def forward(self, images: torch.Tensor) -> Any:
-        raw = self.net(images.float() / 255)
+        raw = self.net(images.float().div_(255))
         shapes = tuple(tuple(x.shape[2:]) for x in raw["feats"])
         points, strides = self._points(raw["feats"], (8, 16, 32))
         boxes, scores = raw["boxes"].transpose(1, 2), raw["scores"].transpose(1, 2)

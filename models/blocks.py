@@ -15,7 +15,7 @@ class Conv(nn.Sequential):
             # Running statistics over some 10 batches: at the usual 0.03 a run of 100 steps would still be full of the
             # initial ones.
             nn.BatchNorm2d(c_out, eps=1e-3, momentum=0.1),
-            nn.SiLU(inplace=True),
+            nn.SiLU(),  # in place, autograd would copy what it changes
         )
 
 

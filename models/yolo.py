@@ -91,7 +91,7 @@ class YOLO(nn.Module):
 
     def forward(self, images: Tensor) -> Predictions:
         if images.dtype == torch.uint8:
-            images = images.float() / 255
+            images = images.float().div_(255)
         return self.head(self.neck(self.backbone(images)))
 
 
