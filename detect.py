@@ -35,7 +35,7 @@ from models.decode import detect
 from models.yolo import MAX_STRIDE, check_imgsz
 from utils import dist
 from utils.atomic import write_file
-from utils.device import Precision, select_device
+from utils.device import Precision, select_device, within_memory
 from utils.errors import UserError, many, printable, run_cli, suggest
 from utils.metrics import Detections, detections_to_coco
 from utils.options import DetectOptions, parse
@@ -349,6 +349,7 @@ def write_image(path: Path, picture: np.ndarray) -> None:
     write_file(path, data.tobytes())
 
 
+@within_memory("a smaller --imgsz needs less")
 def main(argv: list[str] | None = None) -> None:
     options = parse(DetectOptions, sys.argv[1:] if argv is None else argv, "detect.py", "Find objects with a model.")
     dist.refuse("detect.py")

@@ -38,7 +38,15 @@ from models.transfer import describe_frozen, freeze, hold
 from models.yolo import MAX_STRIDE, YOLO, count_parameters
 from utils import dist
 from utils.checkpoint import TrainState, load_state, remove_state, restart_from, save_model, save_state
-from utils.device import Precision, compile_regions, keep_freed_memory, prefetch, select_device, set_deterministic
+from utils.device import (
+    Precision,
+    compile_regions,
+    keep_freed_memory,
+    prefetch,
+    select_device,
+    set_deterministic,
+    within_memory,
+)
 from utils.ema import ModelEMA
 from utils.errors import Stopped, TrainingDiverged, UserError, many, printable, run_cli, some
 from utils.fingerprint import check_same_run, fingerprint
@@ -690,7 +698,7 @@ def profile_run(training: Training, options: TrainOptions) -> None:
 
     folder, steps = side_folder(options, "profile"), options.profile
     say(f"profile      {WARM_UP} steps to warm up, then {steps} that are timed and {steps} that are recorded")
-    for line in profile_steps(step, steps, folder, training.precision.device):
+    for line in profile_steps(step, steps, folder if dist.is_main() else None, training.precision.device):
         say(line)
     say(f"profile      in {folder}: profile.txt, and trace.json for chrome://tracing; no run begun")
 
@@ -720,6 +728,7 @@ def side_folder(options: TrainOptions, name: str) -> Path:
 
 
 @dist.among_others()
+@within_memory("a smaller --batch or --imgsz needs less")
 def main(argv: list[str] | None = None) -> None:
     """Wire a run together and train it."""
     options = parse_opt(argv)

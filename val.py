@@ -38,7 +38,7 @@ from models.yolo import MAX_STRIDE, YOLO, ModelConfig, check_imgsz
 from utils import dist
 from utils.atomic import write_file
 from utils.checkpoint import find_checkpoint, load_checkpoint, model_weights
-from utils.device import Arriving, Precision, prefetch, select_device
+from utils.device import Arriving, Precision, prefetch, select_device, within_memory
 from utils.errors import UserError, many, run_cli
 from utils.hyp import Hyp
 from utils.loggers import Progress
@@ -302,6 +302,7 @@ def _epoch(content: dict) -> int:
     return content["epoch"] if content["kind"] == "model" else content["state"]["progress"]["epoch"]
 
 
+@within_memory("a smaller --batch or --imgsz needs less")
 def main(argv: list[str] | None = None) -> Evaluation:
     options = parse(ValOptions, sys.argv[1:] if argv is None else argv, "val.py", "Evaluate a checkpoint by COCO mAP.")
     dist.refuse("val.py")

@@ -49,8 +49,8 @@ def made_by_workers(batches: Iterable[int], ahead: int) -> dict[str, float]:
 WARM_UP = 10  # steps before any is timed: kernels are chosen, memory is taken
 
 
-def timed_steps(step: Callable[[], int], steps: int, device: torch.device) -> dict[str, float]:
-    """Run `step`, which returns its number of images, after a warm-up.
+def timed_steps(step: Callable[[], int], steps: int, device: torch.device, ahead: int = 0) -> dict[str, float]:
+    """Run `step`, which returns its number of images, after a warm-up, in which the `ahead` batches that lie ready go.
 
     Returns the images and seconds of all, the 5th, 50th and 95th percentile of single steps in ms, and the peak of the
     device's memory in GiB. The host waits for the device at the beginning and at the end only.
@@ -65,7 +65,7 @@ def timed_steps(step: Callable[[], int], steps: int, device: torch.device) -> di
         event.record()
         return event
 
-    for _ in range(WARM_UP):
+    for _ in range(WARM_UP + ahead):
         step()
     wait()
     start, images, marks = time.perf_counter(), 0, [mark()]

@@ -93,7 +93,8 @@ def loop(settings: Facts) -> tuple[Run, Facts]:
     """Training steps on any device, with a batch that lies there or with the loader's."""
     training = build(settings)
     one, device = stepper(training, settings["resident"]), training.precision.device
-    return lambda: timed_steps(one, settings["steps"], device), {"precision": training.precision.description}
+    ahead = 0 if settings["resident"] else PREFETCH * settings["workers"]
+    return lambda: timed_steps(one, settings["steps"], device, ahead), {"precision": training.precision.description}
 
 
 def bare(settings: Facts) -> tuple[Run, Facts]:

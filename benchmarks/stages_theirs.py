@@ -78,7 +78,8 @@ def loop(settings: Facts) -> tuple[Run, Facts]:
         return len(batch["img"])
 
     facts = {"amp": bool(made.amp), "threads": torch.get_num_threads()}
-    return lambda: timed_steps(one, settings["steps"], made.device), facts
+    ahead = 0 if settings["resident"] else AHEAD * settings["workers"]
+    return lambda: timed_steps(one, settings["steps"], made.device, ahead), facts
 
 
 def step(settings: Facts) -> tuple[Run, Facts]:

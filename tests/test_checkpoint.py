@@ -142,6 +142,25 @@ def test_a_state_of_other_components_is_refused_before_anything_is_taken(last: P
     assert equal(other.state_dict(), before)
 
 
+def test_a_run_without_scaled_gradients_goes_on_with_them(last: Path) -> None:
+    saved, other = load_state(last)["state"], run()
+    saved["components"]["scaler"] = torch.amp.GradScaler("cpu", enabled=False).state_dict()
+    before = other.components["scaler"].state_dict()
+    other.load_state_dict(saved)
+    assert other.components["scaler"].state_dict() == before and other.step == saved["progress"]["step"]
+
+
+def test_too_little_memory_for_a_state_is_no_fault_of_it(last: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = run()
+
+    def full(_: dict) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(other.components["ema"], "load_state_dict", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        other.load_state_dict(load_state(last)["state"])
+
+
 def test_a_model_comes_back_whole(tmp_path: Path) -> None:
     weights = run(steps=2).components["ema"].module.state_dict()
     save_model(tmp_path / "best.pt", weights, SHIPPED)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from utils.device import Precision, _side_stream, compile_regions, prefetch, select_device
+import detect
+import train
+import val
+from utils.device import Precision, _side_stream, compile_regions, prefetch, select_device, within_memory
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -275,9 +280,42 @@ def test_prefetch_copies_on_a_stream_of_its_own_and_the_other_waits(monkeypatch:
 @pytest.mark.cuda
 def test_prefetch_on_a_gpu_hands_over_what_was_there() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    batches = [One(torch.full((1 << 20,), float(i)).pin_memory()) for i in range(8)]
+    batches = [One(torch.full((1 << 18,), float(i)).pin_memory()) for i in range(8)]
     sums = [(batch.x @ batch.x) for batch in prefetch(batches, device)]
-    assert [float(x) for x in sums] == [float(i * i * (1 << 20)) for i in range(8)]
+    assert [float(x) for x in sums] == [float(i * i * (1 << 18)) for i in range(8)]
+
+
+def too_much_of_torch() -> None:
+    torch.empty(2**48, dtype=torch.uint8)
+
+
+def too_much_of_numpy() -> None:
+    np.ones(2**48, np.uint8)
+
+
+def too_much_of_a_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has some.\nSee its manual")
+
+
+@pytest.mark.parametrize("call", [too_much_of_torch, too_much_of_numpy, too_much_of_a_gpu])
+def test_too_little_memory_is_said_in_a_line(call: Callable[[], None]) -> None:
+    with pytest.raises(UserError, match=r"^the memory is too small: buy some \(.*[Aa]llocate.*\)$") as error:
+        within_memory("buy some")(call)()
+    assert "\n" not in str(error.value)
+
+
+def test_other_errors_than_of_memory_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="^of another kind$"), within_memory("buy some"):
+        raise RuntimeError("of another kind")
+
+
+@pytest.mark.parametrize("program", [train, val, detect])
+def test_the_programs_say_so(program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").touch()
+    monkeypatch.setattr(program, "select_device", lambda *_: too_much_of_a_gpu())
+    argv = ["--data", "shapes"] if program is train else ["--weights", "x.pt"]
+    with pytest.raises(UserError, match="too small: a smaller .*--imgsz needs less.*CUDA out of memory"):
+        program.main([*argv, *["--source", str(tmp_path)] * (program is detect), "--device", "cpu"])
 
 
 def test_compiled_modules_keep_names_copies_and_results(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.memory import SharedMemory
-from tests.test_dist import run_pair
+from tests.test_dist import run_together
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is inherited by fork")
 
@@ -95,7 +95,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_trainers_of_one_machine_decode_an_image_once(folder: Path) -> None:
     """The same samples as each makes by itself, with half of the work, and one copy of a cache."""
-    pair = run_pair(TRAINERS, FOLDER=str(folder))
+    pair = run_together(TRAINERS, FOLDER=str(folder))
     decoded = {phase: (folder / f"decoded-{phase}").stat().st_size for phase in ("alone", "shared", "ram")}
     assert [len(out["alone"]) for out in pair] == [20, 20]
     for out in pair:

@@ -88,8 +88,12 @@ class TrainState:
             if fault := f"it has {hiding[0]}" if hiding else _misfit(saved[name], current):
                 raise UserError(f"the saved state of {name} does not fit this run: {fault}")
         for name, part in self.components.items():
+            if name == "scaler" and not saved[name]:
+                continue  # of a run in another precision, without one (`--force`)
             try:
                 part.load_state_dict(saved[name])
+            except torch.OutOfMemoryError:
+                raise
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 raise UserError(f"the saved state of {name} does not fit this run: {_one_line(error)}") from error
         for name, value in state["progress"].items():

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -18,6 +19,7 @@ from utils.errors import UserError
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of mallopt's, from malloc.h
 MODES = ("auto", "off", "fp16", "bf16")
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory")  # torch's words, of any device
 
 
 def select_device(text: str = "", local_rank: int = 0, processes: int = 1) -> torch.device:
@@ -104,6 +106,22 @@ def _on_its_way(tensor: Tensor) -> Tensor:
     if not tensor.is_cuda:
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+@contextlib.contextmanager
+def within_memory(advice: str) -> Iterator[None]:
+    """Say in a line that a device's memory, or the machine's, is too small.
+
+    Raises:
+        UserError: it ended, in place of what torch or NumPy raises then; `advice` says what needs less.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))):
+            raise
+        said = (str(error) or "MemoryError").strip().splitlines()[0][:200]
+        raise UserError(f"the memory is too small: {advice} ({said})") from error
 
 
 def compile_regions(regions: Iterable[nn.Module], device: torch.device, fixed: bool) -> None:

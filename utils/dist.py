@@ -108,7 +108,25 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     ids = [device.index] if device.type == "cuda" else None
     # Every parameter takes part in every loss: without any box its gradient is zero, not missing.
-    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=False)
+    wrapped = DistributedDataParallel(model, device_ids=ids, find_unused_parameters=False)
+    _settle_order(wrapped)
+    return wrapped
+
+
+def _settle_order(wrapped: DistributedDataParallel) -> None:
+    """Let torch put the gradients in their order for good.
+
+    It sends them in that of the parameters once, and from then on in that in which the first backward pass had them
+    ready. The sum of three or more processes depends on a gradient's place in what is sent: the first step of a resumed
+    run would differ in its last bits. So the first pass is one through the parameters alone, and of no effect.
+    """
+    model = wrapped.module
+    model.forward = lambda: sum(p.sum() for p in model.parameters() if p.requires_grad)
+    try:
+        wrapped().backward()
+    finally:
+        del model.forward  # which hid the class's
+    wrapped.zero_grad(set_to_none=True)
 
 
 def averaging(model: nn.Module, now: bool) -> contextlib.AbstractContextManager[None]:

@@ -18,11 +18,12 @@ WARM_UP = 3  # steps before any is timed: memory and kernels are chosen in them
 ROWS = 25  # operations in the table
 
 
-def profile_steps(step: Callable[[], int], count: int, folder: Path, device: torch.device) -> list[str]:
+def profile_steps(step: Callable[[], int], count: int, folder: Path | None, device: torch.device) -> list[str]:
     """Time `count` steps, then record as many, and write `profile.txt` and `trace.json` (for chrome://tracing).
 
     Args:
         step: runs one step, whose phases are named by `phase`, and returns its number of images.
+        folder: None: nothing is written.
     Returns:
         lines for the user: images/s, and each phase's mean time and share.
     """
@@ -45,10 +46,11 @@ def profile_steps(step: Callable[[], int], count: int, folder: Path, device: tor
     lines.append("the host's time in them while they are recorded, which slows it:")
     lines += phase_lines({event.key: event for event in table if event.key in PHASES and on_host(event)}, count)
     where = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    folder.mkdir(parents=True, exist_ok=True)
-    text = table.table(sort_by=where, row_limit=ROWS, max_name_column_width=40)
-    (folder / "profile.txt").write_text("\n".join([*lines, "", "Operations, recorded:", text, ""]))
-    recorded.export_chrome_trace(str(folder / "trace.json"))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = table.table(sort_by=where, row_limit=ROWS, max_name_column_width=40)
+        (folder / "profile.txt").write_text("\n".join([*lines, "", "Operations, recorded:", text, ""]))
+        recorded.export_chrome_trace(str(folder / "trace.json"))
     return lines
 
 
