@@ -30,7 +30,7 @@ from torch import Tensor
 
 from data.augment import letterbox
 from data.cache import decode, read_image, resize_long_side
-from data.images import OTHER_IMAGE_SUFFIXES
+from data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from models.decode import detect
 from models.yolo import MAX_STRIDE, check_imgsz
 from utils import dist
@@ -44,7 +44,7 @@ from utils.rundir import RunDir, distinct, met_again, new_run
 from val import check_branch, load_model, to_original_boxes, yolo_rows
 
 SHOWN = 200  # characters of a source that a message repeats
-IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+DRAWN_AS = {".jfif": ".jpg", ".mpo": ".jpg", ".pgm": ".ppm"}  # what OpenCV writes only under another name, or in gray
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 
@@ -102,14 +102,14 @@ def _known_files(source: str, where: str) -> list[Path]:
         live = source.isdecimal() or "://" in source
         why = "no camera, stream or address is read" if live else f"no such file, folder or pattern{near}"
         raise UserError(f"--source {source}{where}: {why}")
-    known = [file for file in found if file.suffix.lower() in IMAGES + VIDEOS and file.is_file()]
+    known = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES + VIDEOS and file.is_file()]
     if not known:
         below = any(file.is_dir() for file in found)
         start = glob.escape(source) if path.is_dir() else source
         deeper = (
             f"; folders in it are searched by --source {shlex.quote(str(Path(start) / '**' / '*'))}" if below else ""
         )
-        kinds = " ".join(IMAGES + VIDEOS)
+        kinds = " ".join(sorted(IMAGE_SUFFIXES) + [*VIDEOS])
         raise UserError(f"--source {source}{where}: no image or video in it; read are {kinds}{deeper}")
     for file in found:
         if file.is_symlink() and not file.exists():
@@ -232,9 +232,17 @@ class Detector:
         What lies wholly in the padding around the image is none.
 
         iou, agnostic: of NMS.  classes: only these, by number; none are all.
+
+        Raises:
+            ValueError: no such image, or a number that is out of range.
+            UserError: a class that the model hasn't.
         """
+        image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"an image is uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+        if not (0 <= conf <= 1 and 0 <= iou <= 1 and max_det >= 1):
+            raise ValueError(f"conf {conf} and iou {iou} are to be from 0 to 1, and max_det {max_det} at least 1")
+        check_classes(classes, self.names)
         height, width = image.shape[:2]
         small = resize_long_side(image, self.imgsz)
         shape = (-(-side // MAX_STRIDE) * MAX_STRIDE for side in small.shape[:2])
@@ -251,6 +259,14 @@ class Detector:
             np.zeros(len(boxes), np.int64), *(_array(x) for x in (boxes, found.scores, found.classes))
         )
         return all_found.take((all_found.boxes[:, 2:] > all_found.boxes[:, :2]).all(1))
+
+
+def check_classes(classes: Sequence[int], names: Sequence[str]) -> None:
+    """Raise `UserError` for a class that the model hasn't."""
+    if classes and not (min(classes) >= 0 and max(classes) < len(names)):
+        wrong = next(one for one in classes if not 0 <= one < len(names))
+        listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
+        raise UserError(f"--classes {wrong}: the model has {many(len(names), 'class')}: {listed}")
 
 
 def _array(x: Tensor) -> np.ndarray:
@@ -307,7 +323,8 @@ class Writer:
         if frame.number:
             self._video(frame, picture).write(picture)
         else:
-            write_image(self.folder / f"{frame.stem}{frame.file.suffix}", picture)
+            kind = DRAWN_AS.get(frame.file.suffix.lower(), frame.file.suffix)
+            write_image(self.folder / f"{frame.stem}{kind}", picture)
 
     def _video(self, frame: Frame, picture: np.ndarray) -> cv2.VideoWriter:
         if frame.stem not in self.videos:
@@ -357,9 +374,7 @@ def main(argv: list[str] | None = None) -> None:
     files = find_files(options.source)
     detector = Detector(options.weights, options.device, options.amp, options.imgsz, options.nms)
     names = detector.names
-    if options.classes and max(options.classes) >= len(names):
-        listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
-        raise UserError(f"--classes {max(options.classes)}: the model has {many(len(names), 'class')}: {listed}")
+    check_classes(options.classes, names)
     stems, called = [file.stem for file in files], name_files(files)
     for line in met_again(stems, "file"):
         print(line)

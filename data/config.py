@@ -290,6 +290,10 @@ def _split(document: Document, key: str, root: Path, missing: tuple[Fault, ...])
         document.texts(key, text)
         tried = _candidates(text, bases)
         found = next((path for path in tried if os.path.exists(path)), None)
+        beside = [path for path in _candidates(text, bases[:1]) if os.path.exists(path)]
+        if len({os.path.realpath(path) for path in beside}) > 1:  # two sets unpacked into each other
+            both = " or ".join(map(os.path.abspath, beside))
+            raise document.error("yaml-value", key, f"'{text[:200]}' may be {both}: write the whole path of one")
         if found is None:
             faults.append(document.fault("yaml-split-path", key, f"'{text[:200]}': {_not_there(tried)}"))
         return Path(os.path.abspath(found or tried[0]))

@@ -59,12 +59,6 @@ def test_roboflow_yaml_works_unchanged(load: Callable, tmp_path: Path) -> None:
         config.split("test")  # absent, which only matters to who asks for it
 
 
-def test_the_path_as_written_comes_before_roboflows_quirk(load: Callable, tmp_path: Path) -> None:
-    folders(tmp_path, "train/images", "set/train/images")
-    config = load("train: ../train/images\nnames: [a]\n")
-    assert config.split("train").sources == (Source(tmp_path / "train/images"),)
-
-
 def test_roboflows_quirk_is_looked_for_in_the_set_before_the_working_directory(
     load: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +278,14 @@ def test_a_wrong_path_names_what_was_tried_and_the_nearest(load: Callable, tmp_p
         config.split("val")
     with pytest.raises(UserError, match=r"test: this key is missing \(the file has train, val\)"):
         config.split("test")
+
+
+def test_a_roboflow_path_that_may_be_of_two_sets_is_refused(load: Callable, tmp_path: Path) -> None:
+    """`../train/images` is written for what lies beside the yaml; one folder up, another set may have been unpacked."""
+    folders(tmp_path, "set/train/images", "train/images")
+    with pytest.raises(UserError, match=r"1: train: '../train/images' may be .* or .*: write the whole path") as error:
+        load("train: ../train/images\nnames: [a]\n")
+    assert f"{tmp_path}/train/images or {tmp_path}/set/train/images" in str(error.value)
 
 
 def test_a_key_without_a_value_and_a_link_to_nothing_are_said(load: Callable, tmp_path: Path) -> None:

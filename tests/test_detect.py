@@ -16,8 +16,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import detect
+from data.images import IMAGE_SUFFIXES
 from models.decode import BatchDetections
 from utils.errors import UserError
 
@@ -338,3 +340,29 @@ def test_says_how_much_it_found(tiny_run, images, tmp_path, capsys):
     pictures = len(list(images.iterdir()))
     end = capsys.readouterr().out.splitlines()[-1]
     assert end.startswith(f"{pictures} pictures, {len(records)} objects; results in ")
+
+
+@pytest.mark.parametrize(("suffix", "drawn"), [(".jfif", ".jpg"), (".mpo", ".jpg"), (".JPE", ".JPE"), (".pgm", ".ppm")])
+def test_whatever_is_trained_on_is_looked_at(tiny_run: Path, tmp_path: Path, suffix: str, drawn: str) -> None:
+    (tmp_path / "in").mkdir()
+    gray = Image.fromarray(np.zeros((64, 64), np.uint8))
+    gray.save(tmp_path / f"in/a{suffix}", "PPM" if suffix == ".pgm" else "JPEG")
+    argv = ["--weights", str(tiny_run / "weights/best.pt"), "--source", str(tmp_path / "in"), "--device", "cpu"]
+    detect.main([*argv, "--project", str(tmp_path), "--name", "out"])
+    (picture,) = (tmp_path / "out").glob("a.*")
+    assert picture.suffix == drawn and cv2.imread(str(picture)).shape == (64, 64, 3)
+    with pytest.raises(UserError, match=" ".join(f"[.]{suffix[1:]}" for suffix in sorted(IMAGE_SUFFIXES))):
+        detect.find_files(str(tmp_path))
+
+
+def test_a_detector_refuses_what_finds_nothing(tiny_run: Path) -> None:
+    detector, image = detect.Detector(str(tiny_run / "weights/best.pt"), device="cpu"), np.zeros((64, 64, 3), np.uint8)
+    for wrong in ({"conf": 25}, {"conf": -0.1}, {"iou": 1.5}, {"max_det": 0}):
+        with pytest.raises(ValueError, match="from 0 to 1, and max_det .* at least 1"):
+            detector(image, **wrong)
+    for number in (len(detector.names), -1):
+        with pytest.raises(UserError, match=f"--classes {number}: the model has"):
+            detector(image, classes=[0, number])
+    with pytest.raises(ValueError, match=r"an image is uint8 \[H, W, 3\], not <U11"):
+        detector("picture.jpg")
+    assert len(detector(image, conf=0, classes=[0], max_det=1).boxes) == 1

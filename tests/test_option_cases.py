@@ -310,7 +310,7 @@ HYP = [
     ("nbs: 64", "write nominal_batch"),
     ("erasing: 0.4", "erasing: not a key here"),
     ("kobj: 1.0", "kobj: not a key here"),
-    ("cos_lr: true", "write schedule: one_cycle"),
+    ("cos_lr: false", "write schedule: one_cycle for true, schedule: linear for false"),
     ("epochs: 100", "epochs: not a hyper-parameter but a flag: --epochs"),
     ("batch: 16", "a flag: --batch-size"),
     ("imgsz: 640", "a flag: --imgsz"),

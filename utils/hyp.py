@@ -39,7 +39,7 @@ _GONE = {
     **dict.fromkeys(("bgr", "cutmix"), "this augmentation does not exist here"),
     "nbs": "write nominal_batch, where 0 means an optimizer step every batch",
     "giou": "write box: the gain of the box loss (CIoU)",
-    "cos_lr": "write schedule: one_cycle",
+    "cos_lr": "write schedule: one_cycle for true, schedule: linear for false",
     "linear_lr": "write schedule: linear",
     **dict.fromkeys(("batch", "batch_size"), "not a hyper-parameter but a flag: --batch-size"),
     **dict.fromkeys(("img", "img_size"), "not a hyper-parameter but a flag: --imgsz"),

@@ -558,8 +558,7 @@ def _stray(cls: type[_Options], prog: str, words: list[str], elsewhere: Callable
     if not equals and not word.startswith("-"):
         return f"{prog}: {word}: belongs to no flag (a switch such as --exist-ok takes no word)"
     if flag in known and not word.startswith("-"):
-        form = flag if known[flag].type == "bool" else f"{flag} {value}"
-        return f"{prog}: {word}: flags are written --name value: {form}"
+        return f"{prog}: {word}: flags are written --name value: {_written(known[flag], flag, value)}"
     if key in _RENAMED and flag in known:
         return f"{prog}: {name}: write {flag}"
     if refused := _refusal(flag, known):
@@ -567,6 +566,16 @@ def _stray(cls: type[_Options], prog: str, words: list[str], elsewhere: Callable
     given = value if equals else "".join(next_word for next_word in words[1:2] if not next_word.startswith("--"))
     hint = elsewhere(key, given) or _owner(cls, flag) or _nearest(name, [*known, "--help"]) or "--help lists them"
     return f"{prog}: {name}: unknown flag; {hint}"
+
+
+def _written(field: dataclasses.Field, flag: str, value: str) -> str:
+    """How a flag is written here that was given as `name=value`, where true and false may stand for other words."""
+    truth = {"true": True, "false": False}.get(value.lower())
+    if truth is None:
+        return flag if field.type == "bool" else f"{flag} {value}"
+    bare = field.type == "bool" or "bare" in field.metadata
+    words = [word for word in (("auto", "ram") if truth else ("off",)) if word in field.metadata.get("choices", ())]
+    return f"{flag} {words[0]}" if words else flag if bare and truth else f"leave {flag} out"
 
 
 def _refusal(flag: str, known: Collection[str]) -> str:
