@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.utils import _to_kwargs
 
 from models.loss import DetectionLoss
 from models.yolo import YOLO, ModelConfig
@@ -220,6 +221,28 @@ def test_the_first_step_of_a_resumed_run_sums_as_that_of_a_run_under_way() -> No
     """Of three numbers the order matters, and torch puts the gradients in another order after a model's first pass."""
     for out in run_together(ANEW, count=3):
         assert out == {"same": [True] * 4, "clean": True}
+
+
+class AsOnCuda(nn.Module):
+    """What torch's wrapper does with its arguments where it has a device."""
+
+    def __init__(self, module: nn.Module, **_: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any) -> Any:
+        moved, named = _to_kwargs(inputs, {}, CPU, False)
+        return self.module(*moved[0], **named[0])
+
+
+def test_a_model_is_wrapped_on_cuda_and_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "DistributedDataParallel", AsOnCuda)
+    model = nn.Linear(2, 1)
+    wrapped = dist.wrap(model, CPU)
+    assert wrapped.module is model and "forward" not in vars(model)
+    assert torch.equal(wrapped(torch.ones(1, 2)), model.weight.sum()[None, None] + model.bias)
+    assert all(p.grad is None for p in model.parameters())
 
 
 TRAINING = """

@@ -121,9 +121,9 @@ def _settle_order(wrapped: DistributedDataParallel) -> None:
     run would differ in its last bits. So the first pass is one through the parameters alone, and of no effect.
     """
     model = wrapped.module
-    model.forward = lambda: sum(p.sum() for p in model.parameters() if p.requires_grad)
+    model.forward = lambda _: sum(p.sum() for p in model.parameters() if p.requires_grad)
     try:
-        wrapped().backward()
+        wrapped(None).backward()  # on CUDA something has to be moved to the device
     finally:
         del model.forward  # which hid the class's
     wrapped.zero_grad(set_to_none=True)
