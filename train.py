@@ -634,7 +634,7 @@ def restore(training: Training, data: Data, options: TrainOptions, origin: Origi
     now, state = run_fingerprint(data, training), training.state
     for text in check_same_run(origin.content.get("fingerprint"), now, origin.folder, origin.force):
         say(f"warning: {text}")
-    state.load_state_dict(origin.content["state"])
+    state.load_state_dict(origin.content["state"], origin.force)
     training.lr.refresh()
     if options.extend:
         training.stopping.restart(state.epoch)

@@ -40,7 +40,7 @@ KINDS: dict[str, Kind] = {
     "yaml-path": Kind("the folder of `path` isn't there", True, STOPS),
     "yaml-split-path": Kind("the images or labels of a split aren't there", True, STOPS),
     "yaml-split-missing": Kind("the data yaml doesn't have the split", True, STOPS),
-    "yaml-names-missing": Kind("no class names", True, STOPS),
+    "yaml-names-missing": Kind("neither class names nor `nc`", True, STOPS),
     "yaml-names-gap": Kind("the map of `names` leaves out a number", True, STOPS),
     "yaml-names-twice": Kind("two classes of one name, where the labels go by name", True, STOPS),
     "yaml-names-alike": Kind("two classes of one name, where the labels go by number", False, "read as two classes"),

@@ -142,11 +142,13 @@ def test_a_state_of_other_components_is_refused_before_anything_is_taken(last: P
     assert equal(other.state_dict(), before)
 
 
-def test_a_run_without_scaled_gradients_goes_on_with_them(last: Path) -> None:
+def test_a_run_without_scaled_gradients_goes_on_with_them_where_forced(last: Path) -> None:
     saved, other = load_state(last)["state"], run()
     saved["components"]["scaler"] = torch.amp.GradScaler("cpu", enabled=False).state_dict()
     before = other.components["scaler"].state_dict()
-    other.load_state_dict(saved)
+    with pytest.raises(UserError, match="the saved state of scaler does not fit this run"):
+        other.load_state_dict(saved)
+    other.load_state_dict(saved, forced=True)
     assert other.components["scaler"].state_dict() == before and other.step == saved["progress"]["step"]
 
 

@@ -73,8 +73,8 @@ class TrainState:
         components = {name: part.state_dict() for name, part in self.components.items()}
         return {"progress": progress, "means": dict(self.means), "components": components}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a saved state.
+    def load_state_dict(self, state: dict[str, Any], forced: bool = False) -> None:
+        """Take a saved state; where that is `forced`, also of a run in another precision, without gradient scaling.
 
         Raises:
             UserError: it has other components than this run, which is then as it was, or one that does not fit.
@@ -88,8 +88,8 @@ class TrainState:
             if fault := f"it has {hiding[0]}" if hiding else _misfit(saved[name], current):
                 raise UserError(f"the saved state of {name} does not fit this run: {fault}")
         for name, part in self.components.items():
-            if name == "scaler" and not saved[name]:
-                continue  # of a run in another precision, without one (`--force`)
+            if forced and name == "scaler" and not saved[name]:
+                continue
             try:
                 part.load_state_dict(saved[name])
             except torch.OutOfMemoryError:
