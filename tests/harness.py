@@ -246,8 +246,8 @@ def report_load(wire: Wire) -> None:
     """Say `loaded EPOCH BATCH DIGEST` of the state that a resumed run begins with."""
     original = TrainState.load_state_dict
 
-    def load_state_dict(state: TrainState, saved: dict[str, Any]) -> None:
-        original(state, saved)
+    def load_state_dict(state: TrainState, saved: dict[str, Any], *others: bool) -> None:
+        original(state, saved, *others)
         wire.say("loaded", state.epoch, state.batch, digest(state.state_dict()))
 
     TrainState.load_state_dict = load_state_dict  # type: ignore[method-assign]
