@@ -109,7 +109,7 @@ def _known_files(source: str, where: str) -> list[Path]:
         deeper = (
             f"; folders in it are searched by --source {shlex.quote(str(Path(start) / '**' / '*'))}" if below else ""
         )
-        kinds = " ".join(sorted(IMAGE_SUFFIXES) + [*VIDEOS])
+        kinds = " ".join((*sorted(IMAGE_SUFFIXES), *VIDEOS))
         raise UserError(f"--source {source}{where}: no image or video in it; read are {kinds}{deeper}")
     for file in found:
         if file.is_symlink() and not file.exists():
@@ -263,10 +263,10 @@ class Detector:
 
 def check_classes(classes: Sequence[int], names: Sequence[str]) -> None:
     """Raise `UserError` for a class that the model hasn't."""
-    if classes and not (min(classes) >= 0 and max(classes) < len(names)):
-        wrong = next(one for one in classes if not 0 <= one < len(names))
+    wrong = [one for one in classes if not 0 <= one < len(names)]
+    if wrong:
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
-        raise UserError(f"--classes {wrong}: the model has {many(len(names), 'class')}: {listed}")
+        raise UserError(f"--classes {wrong[0]}: the model has {many(len(names), 'class')}: {listed}")
 
 
 def _array(x: Tensor) -> np.ndarray:

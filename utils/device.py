@@ -113,7 +113,7 @@ def within_memory(advice: str) -> Iterator[None]:
     """Say in a line that a device's memory, or the machine's, is too small.
 
     Raises:
-        UserError: it ended, in place of what torch or NumPy raises then; `advice` says what needs less.
+        UserError: in place of what torch or NumPy raises where it was not enough; `advice` says what needs less.
     """
     try:
         yield

@@ -573,9 +573,11 @@ def _written(field: dataclasses.Field, flag: str, value: str) -> str:
     truth = {"true": True, "false": False}.get(value.lower())
     if truth is None:
         return flag if field.type == "bool" else f"{flag} {value}"
-    bare = field.type == "bool" or "bare" in field.metadata
-    words = [word for word in (("auto", "ram") if truth else ("off",)) if word in field.metadata.get("choices", ())]
-    return f"{flag} {words[0]}" if words else flag if bare and truth else f"leave {flag} out"
+    word = "auto" if truth else "off"
+    if word in field.metadata.get("choices", ()):
+        return f"{flag} {word}"
+    alone = field.type == "bool" or "bare" in field.metadata
+    return flag if truth and alone else f"leave {flag} out"
 
 
 def _refusal(flag: str, known: Collection[str]) -> str:
